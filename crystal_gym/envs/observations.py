@@ -1,0 +1,352 @@
+"""What an agent sees: one state in four forms, and the row layouts of the flat ones.
+
+====== =========================================================================================
+form   observation
+====== =========================================================================================
+graph  ``Dict`` of fixed-size arrays, padded to the largest skeleton of the set
+packed one self-contained float32 ``Box``: the same numbers end to end (:class:`PackedLayout`)
+compact ``Dict`` of skeleton number, element tokens, focus, target: what datasets store
+space  Gymnasium's ``Graph``; in Sync vector envs and ``check_env``, not in Async vector envs with
+       shared memory, ``flatten_space`` or Minari, none of which take graph spaces
+====== =========================================================================================
+
+All four carry the same information. ``focus`` is the site to fill next; after the last site it
+is ``n_sites``, which is no site. Without a target (the unconditional task) the key is left out of
+the dictionaries, and the rows hold 0 in ``conditional`` and ``target``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import ArrayLike, NDArray
+
+from crystal_gym.elements import N_ELEMENTS
+from crystal_gym.skeletons import Skeleton, SkeletonSet
+
+__all__ = [
+    "COMPACT_HEADER",
+    "FORMS",
+    "PACKED_HEADER",
+    "ObservationForm",
+    "PackedLayout",
+    "compact_rows",
+    "make_form",
+]
+
+COMPACT_HEADER = ("table_id", "skeleton", "focus", "conditional", "target")
+"""First columns of a compact row; the element tokens follow."""
+
+PACKED_HEADER = (
+    "table_id", "n_sites", "n_edges", "focus", "conditional", "target",
+    "a", "b", "c", "alpha", "beta", "gamma", "space_group", "max_sites",
+)  # fmt: skip
+"""First columns of a packed row, whose ``table_id`` is 0; tokens and edges follow."""
+
+MIN_ROW_SITES = 20
+"""Compact rows are at least this wide, so that one network serves MP-20 and smaller sets."""
+
+MAX_TARGET_EV = 1e3
+"""Upper bound of the target in the spaces (eV): far above any gap, and finite."""
+
+
+def compact_rows(
+    skeletons: SkeletonSet,
+    skeleton: ArrayLike,
+    tokens: NDArray[np.integer],
+    focus: ArrayLike,
+    target_gap: ArrayLike | None,
+) -> NDArray[np.float32]:
+    """Return compact rows for flat-vector libraries, float32 ``(B, 5 + max(20, max_sites))``.
+
+    Columns: :data:`COMPACT_HEADER`, then the tokens, 0 beyond the skeleton's sites. Every number
+    is an integer below 2^24 or a target, so float32 holds it exactly.
+
+    Args:
+        skeletons: The set the numbers refer to; it is registered for the encoders to find.
+        skeleton: Skeleton numbers, ``(B,)``.
+        tokens: Element tokens, ``(B, at most max_sites)``.
+        focus: Site to fill next, ``(B,)``.
+        target_gap: eV, ``(B,)`` or one number, or None without a target.
+    """
+    skeleton = np.asarray(skeleton)
+    width = max(MIN_ROW_SITES, skeletons.max_sites)
+    rows = np.zeros((len(skeleton), len(COMPACT_HEADER) + width), dtype=np.float32)
+    rows[:, 0] = skeletons.register()
+    rows[:, 1] = skeleton
+    rows[:, 2] = focus
+    if target_gap is not None:
+        rows[:, 3] = 1.0
+        rows[:, 4] = target_gap
+    rows[:, 5 : 5 + tokens.shape[1]] = tokens
+    return rows
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """Where things lie in a packed row.
+
+    ``PACKED_HEADER`` (14 columns: lattice in Å and degrees), ``max_sites`` element tokens, then
+    for ``max_edges`` edges the sources, the targets, the lengths (Å) and the image triplets.
+    """
+
+    max_sites: int
+    max_edges: int
+
+    @classmethod
+    def of_rows(cls, rows: Any) -> PackedLayout:
+        """Read the layout off packed rows ``(B, width)`` (NumPy array or torch tensor)."""
+        max_sites = int(rows[:, 13].max())
+        return cls(max_sites, (rows.shape[1] - len(PACKED_HEADER) - max_sites) // 6)
+
+    @property
+    def width(self) -> int:
+        """Columns of a row."""
+        return len(PACKED_HEADER) + self.max_sites + 6 * self.max_edges
+
+    @property
+    def tokens(self) -> slice:
+        """Element tokens."""
+        return slice(len(PACKED_HEADER), len(PACKED_HEADER) + self.max_sites)
+
+    def _edge_columns(self, first: int, count: int) -> slice:
+        start = self.tokens.stop + first * self.max_edges
+        return slice(start, start + count * self.max_edges)
+
+    @property
+    def source(self) -> slice:
+        """Source site of every edge."""
+        return self._edge_columns(0, 1)
+
+    @property
+    def target(self) -> slice:
+        """Target site of every edge."""
+        return self._edge_columns(1, 1)
+
+    @property
+    def length(self) -> slice:
+        """Length (Å) of every edge."""
+        return self._edge_columns(2, 1)
+
+    @property
+    def image(self) -> slice:
+        """Image triplet of every edge, three columns an edge."""
+        return self._edge_columns(3, 3)
+
+
+class ObservationForm(Protocol):
+    """One way to show a state: its space, and the state in that space."""
+
+    space: spaces.Space[Any]
+
+    def prepare(self, skeleton: Skeleton) -> Any:
+        """Return what stays the same through an episode."""
+
+    def encode(
+        self, prepared: Any, tokens: NDArray[np.int16], focus: int, target_gap: float | None
+    ) -> Any:
+        """Return the observation of a partial filling, tokens ``(n_sites,)``."""
+
+
+def _box(low: float, high: float, shape: tuple[int, ...], dtype: Any) -> spaces.Box:
+    return spaces.Box(low, high, shape, dtype)
+
+
+def _pad(values: NDArray[Any], size: int, dtype: Any) -> NDArray[Any]:
+    padded = np.zeros((size, *values.shape[1:]), dtype=dtype)
+    padded[: len(values)] = values
+    return padded
+
+
+def _target_space() -> spaces.Box:
+    return _box(0.0, MAX_TARGET_EV, (1,), np.float32)
+
+
+class GraphForm:
+    """``Dict`` of padded arrays; static ones are shared by all steps of an episode, read-only."""
+
+    def __init__(self, skeletons: SkeletonSet, conditional: bool) -> None:
+        n, e = skeletons.max_sites, skeletons.max_edges
+        self._sizes = n, e
+        parts: dict[str, spaces.Space[Any]] = {
+            "element_tokens": _box(0, N_ELEMENTS, (n,), np.int64),
+            "node_mask": _box(0, 1, (n,), np.int8),
+            "focus": _box(0, 1, (n,), np.int8),
+            "edge_index": _box(0, n - 1, (2, e), np.int64),
+            "edge_image": _box(-99, 99, (e, 3), np.int64),
+            "edge_length": _box(0.0, np.inf, (e,), np.float32),
+            "edge_mask": _box(0, 1, (e,), np.int8),
+            "lattice": _box(0.0, np.inf, (6,), np.float32),
+            "space_group": _box(1, 230, (1,), np.int64),
+        }
+        if conditional:
+            parts["target_gap"] = _target_space()
+        self.space = spaces.Dict(parts)
+
+    def prepare(self, skeleton: Skeleton) -> dict[str, NDArray[Any]]:
+        """Return the padded arrays that the elements do not change."""
+        n, e = self._sizes
+        static = {
+            "node_mask": _pad(np.ones(skeleton.n_sites), n, np.int8),
+            "edge_index": np.ascontiguousarray(_pad(skeleton.edge_index.T, e, np.int64).T),
+            "edge_image": _pad(skeleton.edge_image, e, np.int64),
+            "edge_length": _pad(skeleton.edge_length, e, np.float32),
+            "edge_mask": _pad(np.ones(skeleton.n_edges), e, np.int8),
+            "lattice": skeleton.lattice_parameters.astype(np.float32),
+            "space_group": np.array([skeleton.space_group_number], dtype=np.int64),
+        }
+        for array in static.values():
+            array.flags.writeable = False
+        return static
+
+    def encode(
+        self,
+        prepared: dict[str, NDArray[Any]],
+        tokens: NDArray[np.int16],
+        focus: int,
+        target_gap: float | None,
+    ) -> dict[str, NDArray[Any]]:
+        """Return the dictionary."""
+        size = self._sizes[0]
+        flag = np.zeros(size, dtype=np.int8)
+        flag[focus : focus + (focus < len(tokens))] = 1
+        observation = {"element_tokens": _pad(tokens, size, np.int64), "focus": flag, **prepared}
+        if target_gap is not None:
+            observation["target_gap"] = np.array([target_gap], dtype=np.float32)
+        return observation
+
+
+class PackedForm:
+    """One float32 row (:class:`PackedLayout`) that needs no skeleton table to be read."""
+
+    def __init__(self, skeletons: SkeletonSet, conditional: bool) -> None:
+        self.layout = PackedLayout(skeletons.max_sites, skeletons.max_edges)
+        self.space = _box(-99.0, np.inf, (self.layout.width,), np.float32)
+
+    def prepare(self, skeleton: Skeleton) -> NDArray[np.float32]:
+        """Return the row of the empty skeleton."""
+        layout, n, e = self.layout, skeleton.n_sites, skeleton.n_edges
+        row = np.zeros(layout.width, dtype=np.float32)
+        row[1], row[2], row[12], row[13] = n, e, skeleton.space_group_number, layout.max_sites
+        row[6:12] = skeleton.lattice_parameters
+        row[layout.source][:e] = skeleton.edge_index[0]
+        row[layout.target][:e] = skeleton.edge_index[1]
+        row[layout.length][:e] = skeleton.edge_length
+        row[layout.image][: 3 * e] = skeleton.edge_image.ravel()
+        return row
+
+    def encode(
+        self,
+        prepared: NDArray[np.float32],
+        tokens: NDArray[np.int16],
+        focus: int,
+        target_gap: float | None,
+    ) -> NDArray[np.float32]:
+        """Return the row."""
+        row = prepared.copy()
+        row[3] = focus
+        if target_gap is not None:
+            row[4], row[5] = 1.0, target_gap
+        first = self.layout.tokens.start
+        row[first : first + len(tokens)] = tokens
+        return row
+
+
+class CompactForm:
+    """``Dict`` of what changes: the skeleton is named by its number in the set."""
+
+    def __init__(self, skeletons: SkeletonSet, conditional: bool) -> None:
+        self._size = skeletons.max_sites
+        parts: dict[str, spaces.Space[Any]] = {
+            "skeleton": _box(0, len(skeletons) - 1, (1,), np.int32),
+            "element_tokens": _box(0, N_ELEMENTS, (self._size,), np.int8),
+            "focus": _box(0, self._size, (1,), np.int16),
+        }
+        if conditional:
+            parts["target_gap"] = _target_space()
+        self.space = spaces.Dict(parts)
+
+    def prepare(self, skeleton: Skeleton) -> NDArray[np.int32]:
+        """Return the skeleton's number."""
+        number = np.array([skeleton.index], dtype=np.int32)
+        number.flags.writeable = False
+        return number
+
+    def encode(
+        self,
+        prepared: NDArray[np.int32],
+        tokens: NDArray[np.int16],
+        focus: int,
+        target_gap: float | None,
+    ) -> dict[str, NDArray[Any]]:
+        """Return the dictionary."""
+        observation: dict[str, NDArray[Any]] = {
+            "skeleton": prepared,
+            "element_tokens": _pad(tokens, self._size, np.int8),
+            "focus": np.array([focus], dtype=np.int16),
+        }
+        if target_gap is not None:
+            observation["target_gap"] = np.array([target_gap], dtype=np.float32)
+        return observation
+
+
+class SpaceForm:
+    """Gymnasium's ``GraphInstance``, with the cell repeated on every node.
+
+    Node features, float32: element token, focus flag, a, b, c (Å), alpha, beta, gamma (degrees),
+    space group and, with a target, the target gap (eV). Edge features: length (Å) and the image
+    triplet. ``edge_links``: source and target.
+    """
+
+    def __init__(self, skeletons: SkeletonSet, conditional: bool) -> None:
+        self.space = spaces.Graph(
+            _box(0.0, np.inf, (9 + conditional,), np.float32),
+            _box(-99.0, np.inf, (4,), np.float32),
+        )
+
+    def prepare(self, skeleton: Skeleton) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Return cell features, edge features and links."""
+        cell = np.append(skeleton.lattice_parameters, skeleton.space_group_number)
+        edges = np.column_stack([skeleton.edge_length, skeleton.edge_image]).astype(np.float32)
+        return cell.astype(np.float32), edges, skeleton.edge_index.T.astype(np.int64)
+
+    def encode(
+        self,
+        prepared: tuple[NDArray[Any], NDArray[Any], NDArray[Any]],
+        tokens: NDArray[np.int16],
+        focus: int,
+        target_gap: float | None,
+    ) -> spaces.GraphInstance:
+        """Return the graph."""
+        cell, edges, links = prepared
+        nodes = np.zeros((len(tokens), 9 + (target_gap is not None)), dtype=np.float32)
+        nodes[:, 0] = tokens
+        nodes[focus : focus + (focus < len(tokens)), 1] = 1.0
+        nodes[:, 2:9] = cell
+        if target_gap is not None:
+            nodes[:, 9] = target_gap
+        return spaces.GraphInstance(nodes=nodes, edges=edges, edge_links=links)
+
+
+FORMS: dict[str, type[Any]] = {
+    "graph": GraphForm,
+    "packed": PackedForm,
+    "compact": CompactForm,
+    "space": SpaceForm,
+}
+"""Observation forms by the name that ``gym.make(observation=...)`` takes."""
+
+
+def make_form(name: str, skeletons: SkeletonSet, *, conditional: bool) -> ObservationForm:
+    """Return the form called ``name`` for the skeletons of a set.
+
+    Raises:
+        ValueError: If there is no such form.
+    """
+    if name not in FORMS:
+        raise ValueError(f"observation={name!r} is unknown: expected one of {', '.join(FORMS)}")
+    form: ObservationForm = FORMS[name](skeletons, conditional)
+    return form

@@ -1,0 +1,48 @@
+"""Files and folders: where things are kept, and writes that happen whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+__all__ = ["atomic_path", "cache_dir", "raw_data_dir"]
+
+
+def cache_dir() -> Path:
+    """Return the folder for downloads and graphs: ``$CRYSTAL_GYM_CACHE`` or the user's cache."""
+    chosen = os.environ.get("CRYSTAL_GYM_CACHE")
+    return Path(chosen) if chosen else user_cache_path("crystal_gym")
+
+
+def raw_data_dir() -> Path:
+    """Return the folder of the source files (``mp20/``, ``qe/``).
+
+    ``$CRYSTAL_GYM_DATA`` where it is set, else where ``crystal-gym data fetch`` puts them.
+    """
+    chosen = os.environ.get("CRYSTAL_GYM_DATA")
+    return Path(chosen) if chosen else cache_dir() / "raw"
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` that replaces it once the block has succeeded.
+
+    The data are flushed to disk before the rename; after an error or a kill ``path`` is as it was.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
