@@ -28,6 +28,12 @@ def raw_data_dir() -> Path:
     return Path(chosen) if chosen else cache_dir() / "raw"
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Give a temporary path beside ``path`` that replaces it once the block has succeeded.
@@ -38,6 +44,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
     os.close(handle)
+    os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
     temporary = Path(name)
     try:
         yield temporary

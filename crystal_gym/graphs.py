@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import io
 import sqlite3
+import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -235,28 +237,29 @@ class GeometryCache:
         if not self.path.exists():
             return {}
         found: dict[str, Geometry] = {}
-        connection = self._connect()
-        try:
+        with closing(self._connect()) as connection:
             for first in range(0, len(wanted), 500):  # SQLite bounds the variables of a query
                 some = wanted[first : first + 500]
                 marks = ",".join("?" * len(some))
                 query = f"SELECT key, arrays FROM geometry WHERE key IN ({marks})"
                 found.update((key, _decode(blob)) for key, blob in connection.execute(query, some))
-        finally:
-            connection.close()
         return found
 
     def put(self, geometries: Mapping[str, Geometry]) -> None:
-        """Store geometries in one transaction; what is there already stays as it is."""
-        connection = self._connect()
+        """Store geometries in one transaction; what is there already stays as it is.
+
+        A cache that cannot be written (read-only, full disk) costs time, not results: it warns.
+        """
+        rows = [(key, _encode(g)) for key, g in geometries.items()]
         try:
-            with connection:
-                connection.executemany(
-                    "INSERT OR IGNORE INTO geometry VALUES (?, ?)",
-                    [(key, _encode(g)) for key, g in geometries.items()],
-                )
-        finally:
-            connection.close()
+            with closing(self._connect()) as connection, connection:
+                connection.executemany("INSERT OR IGNORE INTO geometry VALUES (?, ?)", rows)
+        except (sqlite3.Error, OSError) as error:
+            warnings.warn(
+                f"graphs cannot be kept in {self.path} ({error}); they will be computed again "
+                "next time. Set CRYSTAL_GYM_CACHE to a folder that can be written.",
+                stacklevel=2,
+            )
 
 
 def _encode(geometry: Geometry) -> bytes:

@@ -12,7 +12,7 @@ skips the crystals that are already in it. Failed calculations stay in the file 
 Examples::
 
     python scripts/label_mini.py --pseudo sssp_efficiency.tar.gz
-    python scripts/label_mini.py --only MgO-rocksalt LiF-rocksalt --output /tmp/two.json
+    python scripts/label_mini.py --only MgO-rocksalt LiF-rocksalt --output two.json
     python scripts/label_mini.py --parity "$CRYSTAL_GYM_DATA"     # compare with published labels
 """
 
@@ -34,7 +34,6 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -332,7 +331,7 @@ def extract_archive(archive: Path, wanted: set[str], folder: Path) -> None:
                     assert stream is not None  # isfile() holds
                     (folder / name).write_bytes(stream.read())
     except tarfile.TarError as error:
-        raise SystemExit(f"error: cannot read {archive} as a tar archive ({error})") from error
+        raise SystemExit(f"error: {archive} is not a readable tar archive") from error
 
 
 # --------------------------------------------------------------------------- pw.x
@@ -417,6 +416,7 @@ def run_pw(pw: str, folder: Path, timeout_s: float) -> Run:
         "OMPI_MCA_ess_singleton_isolated": "1",
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "TMPDIR": str(folder),  # MPI's own files go with the folder, however the run ends
     }
     start = time.monotonic()
     returncode: int | None = None
@@ -459,7 +459,8 @@ def failure_reason(run: Run) -> str | None:
         return f"pw.x did not finish within {run.wall_s:.0f} s."
     error = _ERROR.search(run.output)
     if error is not None:
-        return f"pw.x stopped in routine {error.group(1).strip()}: {error.group(2).strip()}."
+        routine, message = (text.strip(" :!.") for text in error.groups())
+        return f"pw.x stopped in routine {routine}: {message}."
     if "convergence NOT achieved" in run.output:
         return "The self-consistency cycle did not converge."
     if run.returncode != 0:
@@ -503,8 +504,8 @@ def calculate(
     )
     result |= {"n_electrons": n_electrons, "n_scf_iterations": None, "wall_s": 0.0}
     if n_electrons % 2:
-        reason = f"{n_electrons} electrons per cell cannot have fixed occupations without spin."
-        return result | {"status": "failed", "reason": reason}
+        odd = f"{n_electrons} electrons per cell cannot have fixed occupations without spin."
+        return result | {"status": "failed", "reason": odd}
     for nbnd in band_numbers(n_electrons):
         with tempfile.TemporaryDirectory(prefix="label_mini_") as name:
             folder = Path(name)
@@ -729,13 +730,6 @@ def select(crystals: Sequence[Crystal], names: Sequence[str] | None) -> list[Cry
     return [crystal for crystal in crystals if crystal.name in names]
 
 
-@contextmanager
-def pseudopotential_scratch() -> Iterator[Path]:
-    """A temporary folder for the unpacked pseudopotentials."""
-    with tempfile.TemporaryDirectory(prefix="label_mini_upf_") as name:
-        yield Path(name)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Label the set, or check parity with the published labels."""
     arguments = parse_arguments(argv)
@@ -748,7 +742,10 @@ def main(argv: list[str] | None = None) -> int:
     if executable is None:
         raise SystemExit(f"error: {arguments.pw} was not found; install Quantum ESPRESSO")
     arguments.pw = str(Path(executable).absolute())  # the calculation runs in another folder
-    with pseudopotential_scratch() as folder:
+    # Ending this script must end its pw.x too, which lives in a session of its own.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with tempfile.TemporaryDirectory(prefix="label_mini_upf_") as name:
+        folder = Path(name)
         if arguments.parity is not None:
             check_parity(arguments, folder)
             return 0

@@ -1,0 +1,287 @@
+"""Flat observation rows as one batch of graphs.
+
+d3rlpy hands a network flat float32 rows. *Compact* rows name a skeleton by its number, and its
+graph comes from a table that is looked up here; *packed* rows hold their graph themselves
+(:mod:`crystal_gym.envs.observations`). Both end as the same :class:`GraphBatch`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from crystal_gym.envs.observations import COMPACT_HEADER, PACKED_HEADER, PackedLayout
+from crystal_gym.skeletons import SkeletonSet, registered_set
+
+__all__ = ["GraphBatch", "rows_to_batch"]
+
+
+@dataclass(frozen=True, eq=False)
+class GraphBatch:
+    """``B`` crystals with ``N`` sites and ``E`` directed edges in all, laid end to end.
+
+    Edges are sorted by source. Edges of one crystal that join the same two sites over the same
+    distance have the same features in every layer: they are one row with an ``edge_weight``.
+
+    Attributes:
+        element_token: 0 (empty) or 1 to 88, int64 ``(N,)``.
+        focus: 1 on the site to fill next, float32 ``(N,)``.
+        focus_site: Number of that site within its crystal, int64 ``(B,)``.
+        node_graph: Crystal of every node, int64 ``(N,)``.
+        node_start: First node of every crystal, int64 ``(B + 1,)``.
+        source: Node number, int64 ``(E,)``, ascending.
+        target: Node number, int64 ``(E,)``.
+        edge_graph: Crystal of every edge, int64 ``(E,)``.
+        edge_start: First edge of every crystal, int64 ``(B + 1,)``.
+        source_start: First edge that leaves a node, int64 ``(N + 1,)``.
+        by_target: Edge numbers sorted by target, int64 ``(E,)``.
+        target_start: First entry of ``by_target`` that enters a node, int64 ``(N + 1,)``.
+        edge_weight: How many bonds an edge stands for, float32 ``(E,)``.
+        distinct_length: Å, float32 ``(L,)``, ``L <= E``: every length once in its crystal.
+        length_number: Which of these is the edge's, int64 ``(E,)``.
+        lattice: a, b, c (Å), alpha, beta, gamma (degrees), float32 ``(B, 6)``.
+        space_group: 1 to 230, float32 ``(B,)``.
+        conditional: 1 where there is a target, float32 ``(B,)``.
+        target_gap: eV, 0 where there is no target, float32 ``(B,)``.
+    """
+
+    element_token: Tensor
+    focus: Tensor
+    focus_site: Tensor
+    node_graph: Tensor
+    node_start: Tensor
+    source: Tensor
+    target: Tensor
+    edge_graph: Tensor
+    edge_start: Tensor
+    source_start: Tensor
+    by_target: Tensor
+    target_start: Tensor
+    edge_weight: Tensor
+    distinct_length: Tensor
+    length_number: Tensor
+    lattice: Tensor
+    space_group: Tensor
+    conditional: Tensor
+    target_gap: Tensor
+
+    @property
+    def n_nodes(self) -> Tensor:
+        """Sites of every crystal, ``(B,)``."""
+        return self.node_start.diff()
+
+    @property
+    def n_edges(self) -> Tensor:
+        """Rows of edges of every crystal, ``(B,)``."""
+        return self.edge_start.diff()
+
+    @property
+    def edge_length(self) -> Tensor:
+        """Å, ``(E,)``."""
+        return self.distinct_length[self.length_number]
+
+    def __len__(self) -> int:
+        return len(self.space_group)
+
+    def __repr__(self) -> str:
+        return (
+            f"GraphBatch({len(self)} crystals, {len(self.element_token)} sites, "
+            f"{len(self.source)} edges, {self.lattice.device})"
+        )
+
+
+def rows_to_batch(rows: Tensor) -> GraphBatch:
+    """Expand flat rows to a batch of graphs on the rows' device.
+
+    d3rlpy replaces the observation after the last step by a row of zeros: it becomes a crystal
+    without sites, in compact and in packed batches alike.
+
+    Args:
+        rows: Compact or packed rows, float32 ``(B, D)``, all of one kind and one table.
+
+    Raises:
+        KeyError: If the skeleton set of compact rows is not in memory.
+        ValueError: If rows of different tables, or compact and packed rows, are mixed.
+    """
+    # Below 1 are packed rows, rows of zeros, and the uniform noise with which d3rlpy probes the
+    # width of an encoder's output.
+    table_id = int(rows[:, 0].max()) if len(rows) else 0
+    if table_id < 1:
+        return _from_packed(rows)
+    present = rows[:, 0] != 0
+    if not bool((rows[:, 0][present] == table_id).all()):
+        raise ValueError(
+            f"rows of skeleton table {table_id} are mixed with rows of another: expected one table "
+            "a batch; train on one dataset at a time, or merge their skeleton sets"
+        )
+    # Rows of zeros still show in column 0 here; packed rows among compact ones show their sizes.
+    if bool((rows[:, 1:3][~present] != 0).any()):
+        raise ValueError("compact and packed rows are mixed in one batch: expected one kind")
+    return _from_compact(rows, present, _table(table_id, rows.device))
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """Graphs of a skeleton set as tensors. All numbers are local to their skeleton.
+
+    Kept outside every ``nn.Module``: DistributedDataParallel broadcasts buffers, and none of
+    this is learned.
+    """
+
+    site_ptr: Tensor
+    edge_ptr: Tensor
+    length_ptr: Tensor
+    source: Tensor
+    target: Tensor
+    by_target: Tensor
+    edge_weight: Tensor
+    length_number: Tensor
+    length: Tensor
+    n_leaving: Tensor
+    n_entering: Tensor
+    lattice: Tensor
+    space_group: Tensor
+
+
+@lru_cache(maxsize=8)
+def _table(table_id: int, device: torch.device) -> _Table:
+    return _build_table(registered_set(table_id), device)
+
+
+def _build_table(skeletons: SkeletonSet, device: torch.device) -> _Table:
+    owner = np.repeat(np.arange(len(skeletons)), skeletons.n_edges)
+    source, target = skeletons.edge_index.astype(np.int64)
+    first = _first_of_groups(owner, source, target, skeletons.edge_length)
+    order, starts = first
+    weight = np.diff(np.append(starts, len(order)))
+    kept = order[starts]
+    owner, source, target = owner[kept], source[kept], target[kept]
+    length = skeletons.edge_length[kept]
+    edge_ptr = _ends(np.bincount(owner, minlength=len(skeletons)))
+
+    by_length, length_starts = _first_of_groups(owner, length)
+    distinct = by_length[length_starts]
+    length_ptr = _ends(np.bincount(owner[distinct], minlength=len(skeletons)))
+    number = np.empty(len(kept), dtype=np.int64)
+    number[by_length] = np.cumsum(np.bincount(length_starts, minlength=len(kept))) - 1
+
+    site, n_sites = skeletons.site_ptr[owner], int(skeletons.site_ptr[-1])
+    arrays = {
+        "site_ptr": skeletons.site_ptr,
+        "edge_ptr": edge_ptr,
+        "length_ptr": length_ptr,
+        "source": source,
+        "target": target,
+        "by_target": np.argsort(site + target, kind="stable") - edge_ptr[owner],
+        "edge_weight": weight.astype(np.float32),
+        "length_number": number - length_ptr[owner],
+        "length": length[distinct],
+        "n_leaving": np.bincount(site + source, minlength=n_sites),
+        "n_entering": np.bincount(site + target, minlength=n_sites),
+        "lattice": skeletons.lattice_parameters.astype(np.float32),
+        "space_group": skeletons.space_group_number.astype(np.float32),
+    }
+    return _Table(**{k: torch.from_numpy(v.copy()).to(device) for k, v in arrays.items()})
+
+
+def _first_of_groups(*keys: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sort by ``keys`` (the first counts most); return the order and where each group starts."""
+    order = np.lexsort(keys[::-1])
+    new = np.zeros(len(order), dtype=bool)
+    new[:1] = True
+    for key in keys:
+        new[1:] |= np.diff(key[order]) != 0
+    return order, np.flatnonzero(new)
+
+
+def _ends(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+
+
+def _starts(sizes: Tensor) -> Tensor:
+    """Return ``[0, sizes[0], sizes[0] + sizes[1], ...]``."""
+    starts = sizes.new_zeros(len(sizes) + 1)
+    torch.cumsum(sizes, 0, out=starts[1:])
+    return starts
+
+
+def _ragged(sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for runs of ``sizes``: their starts, the run of every entry, its place in the run."""
+    starts = _starts(sizes)
+    run = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
+    place = torch.arange(len(run), device=sizes.device) - starts[run]
+    return starts, run, place
+
+
+def _from_compact(rows: Tensor, present: Tensor, table: _Table) -> GraphBatch:
+    skeleton = rows[:, 1].long()
+
+    def runs(ptr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return starts, crystal of every entry, and the entry's position in the table."""
+        first = ptr[skeleton]
+        starts, graph, place = _ragged((ptr[skeleton + 1] - first) * present)
+        return starts, graph, first[graph] + place
+
+    node_start, node_graph, node = runs(table.site_ptr)
+    edge_start, edge_graph, edge = runs(table.edge_ptr)
+    length_start, _, length = runs(table.length_ptr)
+    site = node - table.site_ptr[skeleton][node_graph]
+    first_node = node_start[edge_graph]
+    focus_site = rows[:, 2].long()
+    return GraphBatch(
+        element_token=rows[node_graph, site + len(COMPACT_HEADER)].long(),
+        focus=(site == focus_site[node_graph]).float(),
+        focus_site=focus_site,
+        node_graph=node_graph,
+        node_start=node_start,
+        source=table.source[edge] + first_node,
+        target=table.target[edge] + first_node,
+        edge_graph=edge_graph,
+        edge_start=edge_start,
+        source_start=_starts(table.n_leaving[node]),
+        by_target=table.by_target[edge] + edge_start[edge_graph],
+        target_start=_starts(table.n_entering[node]),
+        edge_weight=table.edge_weight[edge],
+        distinct_length=table.length[length],
+        length_number=table.length_number[edge] + length_start[edge_graph],
+        lattice=table.lattice[skeleton] * present[:, None],
+        space_group=table.space_group[skeleton] * present,
+        conditional=rows[:, 3],
+        target_gap=rows[:, 4] * rows[:, 3],
+    )
+
+
+def _from_packed(rows: Tensor) -> GraphBatch:
+    layout = PackedLayout.of_rows(rows) if len(rows) else PackedLayout(0, 0)
+    node_start, node_graph, site = _ragged(rows[:, 1].long())
+    edge_start, edge_graph, edge = _ragged(rows[:, 2].long())
+    n_nodes, first_node = len(site), node_start[edge_graph]
+    source = rows[edge_graph, edge + layout.source.start].long() + first_node
+    target = rows[edge_graph, edge + layout.target.start].long() + first_node
+    focus_site = rows[:, 3].long()
+    return GraphBatch(
+        element_token=rows[node_graph, site + len(PACKED_HEADER)].long(),
+        focus=(site == focus_site[node_graph]).float(),
+        focus_site=focus_site,
+        node_graph=node_graph,
+        node_start=node_start,
+        source=source,
+        target=target,
+        edge_graph=edge_graph,
+        edge_start=edge_start,
+        source_start=_starts(torch.bincount(source, minlength=n_nodes)),
+        by_target=torch.argsort(target, stable=True),
+        target_start=_starts(torch.bincount(target, minlength=n_nodes)),
+        edge_weight=rows.new_ones(len(source)),
+        distinct_length=rows[edge_graph, edge + layout.length.start],
+        length_number=torch.arange(len(source), device=rows.device),
+        lattice=rows[:, 6:12],
+        space_group=rows[:, 12],
+        conditional=rows[:, 4],
+        target_gap=rows[:, 5] * rows[:, 4],
+    )

@@ -1,0 +1,68 @@
+"""CDVAE's CSV files (Xie et al. 2022): one crystal a row, as CIF text.
+
+Only the column ``cif`` is needed. Rows are known by their position in the file, from 0, because
+that is how the published labels name them; the file's first, unnamed column holds other numbers.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["CrystalRow", "read_cdvae_csv"]
+
+
+@dataclass(frozen=True)
+class CrystalRow:
+    """One row: its position, its id (``material_id`` where the file has it) and its CIF text."""
+
+    position: int
+    name: str
+    cif: str
+
+
+def read_cdvae_csv(path: Path | str) -> tuple[list[CrystalRow], dict[int, str]]:
+    """Read a CSV file, plain or gzipped.
+
+    Returns:
+        The rows, and for every row without a usable CIF its position with the reason. Whether the
+        CIF itself is sound shows when it is parsed.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged or has no ``cif`` column.
+    """
+    path = Path(path)
+    stem = path.name.split(".")[0]
+    rows: list[CrystalRow] = []
+    problems: dict[int, str] = {}
+    try:
+        with _open_text(path) as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            if "cif" not in columns:
+                raise ValueError(
+                    f"{path} has no column called cif (found: {', '.join(columns) or 'none'}): "
+                    "expected a CSV in CDVAE's format"
+                )
+            for position, record in enumerate(reader):
+                text = record.get("cif") or ""
+                if "_atom_site_fract_x" not in text:
+                    problems[position] = "its cif column holds no atom sites"
+                    continue
+                name = record.get("material_id") or f"{stem}-{position}"
+                rows.append(CrystalRow(position, name, text))
+    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): expected a complete CSV file; fetch it again"
+        ) from error
+    return rows, problems
+
+
+def _open_text(path: Path) -> io.TextIOBase:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8", newline="")  # type: ignore[return-value]
+    return open(path, encoding="utf-8", newline="")

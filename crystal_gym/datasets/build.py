@@ -1,0 +1,269 @@
+"""Building the datasets: source files to skeletons, property table and Minari episodes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from crystal_gym.cdvae import CrystalRow, read_cdvae_csv
+from crystal_gym.datasets.labels import Label, read_labels
+from crystal_gym.datasets.minari_io import DatasetCard, write_dataset
+from crystal_gym.datasets.trajectories import MAX_ORDERS, plan_trajectories
+from crystal_gym.elements import symbol_to_token
+from crystal_gym.files import raw_data_dir
+from crystal_gym.oracles import PropertyTable, Status, load_table
+from crystal_gym.rewards import formation_energy
+from crystal_gym.sets import DATASETS, geometry_cache
+from crystal_gym.skeletons import Cell, build_skeletons
+from crystal_gym.structures import cell_from_structure, parse_cif
+
+__all__ = ["BuildReport", "build_mini_set", "build_mp20", "labelled_table"]
+
+_MP20_SOURCE = (
+    "MP-20 (Xie et al. 2022, from the Materials Project, CC BY 4.0) with the Quantum ESPRESSO "
+    "labels of Govindarajan et al. 2024 (doi 10.1039/d4dd00024b). PBE, gaps on a 3x3x3 mesh; "
+    "formation energies by eqn (15). Site order and graph do not depend on the elements."
+)
+_CARDS = {
+    "train": DatasetCard(DATASETS["mp20"], "mp20", f"Training split of {_MP20_SOURCE}"),
+    "val": DatasetCard(DATASETS["mp20-val"], "mp20-val", f"Validation split of {_MP20_SOURCE}"),
+    "mini": DatasetCard(
+        "crystal-mini-v0",
+        "mini",
+        "The crystals bundled with crystal_gym, labelled with pw.x 6.7 at the settings of "
+        "Govindarajan et al. 2024 (doi 10.1039/d4dd00024b).",
+    ),
+}
+_ORDERS = {"train": MAX_ORDERS, "val": 1}
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build made, and every crystal it had to leave out, with the reason.
+
+    Attributes:
+        dataset_id: Minari id.
+        path: Its data folder.
+        crystals: Labelled crystals in it.
+        episodes: Episodes.
+        transitions: Transitions.
+        problems: Reason by the name of the crystal left out.
+    """
+
+    dataset_id: str
+    path: Path
+    crystals: int
+    episodes: int
+    transitions: int
+    problems: dict[str, str]
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.dataset_id}: {self.crystals:,} crystals, {self.episodes:,} episodes, "
+            f"{self.transitions:,} transitions in {self.path}"
+        )
+        if self.problems:
+            some = list(self.problems.items())[:5]
+            listed = "; ".join(f"{name}: {reason}" for name, reason in some)
+            text += f"\n  left out {len(self.problems)}: {listed}"
+        return text
+
+
+def build_mp20(
+    source: Path | str | None = None,
+    *,
+    splits: Sequence[str] = ("train", "val"),
+    limit: int | None = None,
+    workers: int | None = None,
+    progress: bool = False,
+) -> list[BuildReport]:
+    """Write ``crystal-mp20-v0`` and ``crystal-mp20-val-v0``.
+
+    Args:
+        source: Folder with ``mp20/`` and ``qe/``; defaults to :func:`raw_data_dir`.
+        splits: Which of ``"train"`` and ``"val"``.
+        limit: Use only the first labelled crystals of each split (for a try).
+        workers: Processes; defaults to the cores at hand.
+        progress: Show progress bars on standard error.
+
+    Raises:
+        FileNotFoundError: If a source file is missing.
+        ValueError: If one is damaged.
+    """
+    folder = Path(source) if source is not None else raw_data_dir()
+    reports = []
+    for split in splits:
+        table, problems = labelled_table(
+            folder, split, limit=limit, workers=workers, progress=progress
+        )
+        reports.append(_publish(_CARDS[split], table, problems, _ORDERS[split], progress))
+    return reports
+
+
+def build_mini(progress: bool = False) -> BuildReport:
+    """Write ``crystal-mini-v0`` from the bundled set."""
+    return _publish(_CARDS["mini"], load_table("mini"), {}, MAX_ORDERS, progress)
+
+
+def _publish(
+    card: DatasetCard, table: PropertyTable, problems: dict[str, str], orders: int, progress: bool
+) -> BuildReport:
+    trajectories = plan_trajectories(table, orders)
+    path = write_dataset(card, trajectories, table, progress=progress)
+    return BuildReport(
+        card.dataset_id,
+        path,
+        len(table),
+        len(trajectories),
+        len(trajectories.actions),
+        problems,
+    )
+
+
+def labelled_table(
+    folder: Path | str,
+    split: str,
+    *,
+    limit: int | None = None,
+    workers: int | None = None,
+    progress: bool = False,
+) -> tuple[PropertyTable, dict[str, str]]:
+    """Return skeletons and labels of an MP-20 split, and what had to be left out.
+
+    Args:
+        folder: With ``mp20/{split}.csv.gz`` (or ``.csv``) and ``qe/``.
+        split: ``"train"`` or ``"val"``.
+        limit: Only the first labelled crystals.
+        workers: Processes.
+        progress: Show progress bars.
+    """
+    folder = Path(folder)
+    rows, row_problems = read_cdvae_csv(_csv_path(folder, split))
+    by_position = {row.position: row for row in rows}
+    labels = read_labels(folder, split)[:limit]
+    problems = {
+        f"{split}-{label.position}": row_problems.get(label.position, "no such row in the CSV")
+        for label in labels
+        if label.position not in by_position
+    }
+    labels = [label for label in labels if label.position in by_position]
+    wanted = [by_position[label.position] for label in labels]
+    with _pool(workers, len(wanted)) as executor:
+        results = list(executor.map(_parse_row, wanted, chunksize=32)) if executor else [
+            _parse_row(row) for row in wanted
+        ]
+        pairs: list[tuple[Cell, Label]] = []
+        for row, label, result in zip(wanted, labels, results, strict=True):
+            if isinstance(result, Cell):
+                pairs.append((result, label))
+            else:
+                problems[row.name] = result
+        skeletons, failed = build_skeletons(
+            [cell for cell, _ in pairs],
+            cache=geometry_cache(),
+            executor=executor,
+            workers=1,
+            progress=progress,
+        )
+    problems.update((pairs[i][0].name, reason) for i, reason in failed.items())
+    kept = [pair for i, pair in enumerate(pairs) if i not in failed]
+    return _table(skeletons, kept), problems
+
+
+def _pool(workers: int | None, count: int) -> nullcontext[None] | Executor:
+    if workers == 1 or count < 64:
+        return nullcontext()
+    return ProcessPoolExecutor(workers)
+
+
+def _parse_row(row: CrystalRow) -> Cell | str:
+    try:
+        return cell_from_structure(parse_cif(row.cif), row.name)
+    except ValueError as error:
+        return str(error)
+
+
+def _table(skeletons: object, pairs: list[tuple[Cell, Label]]) -> PropertyTable:
+    labels = [label for _, label in pairs]
+    return PropertyTable(
+        skeletons=skeletons,  # type: ignore[arg-type]
+        skeleton=np.arange(len(pairs)),
+        tokens=np.concatenate([cell.reference for cell, _ in pairs]),
+        total_energy_ry=np.array([x.total_energy_ry for x in labels]),
+        formation_energy_ev_per_atom=np.array([x.formation_energy_ev_per_atom for x in labels]),
+        band_gap_ev=np.array([x.band_gap_ev for x in labels]),
+        status=np.full(len(pairs), Status.OK.value),
+        provenance=np.array(["pw.x label of Govindarajan et al. 2024 (doi 10.1039/d4dd00024b)"]),
+    )
+
+
+def _csv_path(folder: Path, split: str) -> Path:
+    for name in (f"{split}.csv.gz", f"{split}.csv"):
+        if (folder / "mp20" / name).exists():
+            return folder / "mp20" / name
+    raise FileNotFoundError(
+        f"{folder / 'mp20' / split}.csv does not exist (nor .csv.gz): run `crystal-gym data fetch "
+        "mp20`, or name a folder that holds mp20/ and qe/ with --from or CRYSTAL_GYM_DATA"
+    )
+
+
+def build_mini_set(labels: Path | str, folder: Path | str) -> PropertyTable:
+    """Make the bundled set's ``skeletons.npz`` and ``table.npz`` from pw.x results.
+
+    Args:
+        labels: ``mini_labels.json`` as ``scripts/label_mini.py`` writes it.
+        folder: Where the two files go.
+    """
+    entries = json.loads(Path(labels).read_text(encoding="utf-8"))["entries"]
+    cells = [_mini_cell(entry) for entry in entries]
+    skeletons, problems = build_skeletons(cells, workers=1)
+    if problems:
+        position, reason = next(iter(problems.items()))
+        raise ValueError(f"{cells[position].name} has no usable graph: {reason}")
+    ok = [entry["status"] == "ok" for entry in entries]
+    energy = [
+        formation_energy(entry["total_energy_ry"], entry["species"]) if good else np.nan
+        for entry, good in zip(entries, ok, strict=True)
+    ]
+    nan = float("nan")
+    table = PropertyTable(
+        skeletons=skeletons,
+        skeleton=np.arange(len(cells)),
+        tokens=skeletons.reference,
+        total_energy_ry=np.array([e["total_energy_ry"] if e["status"] == "ok" else nan for e in entries]),
+        formation_energy_ev_per_atom=np.array(energy),
+        band_gap_ev=np.array([e["band_gap_ev"] if e["status"] == "ok" else nan for e in entries]),
+        status=np.array([Status.OK.value if good else Status.FAILED.value for good in ok]),
+        provenance=np.array([_mini_provenance(entry) for entry in entries]),
+    )
+    skeletons.save(Path(folder) / "skeletons.npz")
+    table.save(Path(folder) / "table.npz")
+    return table
+
+
+def _mini_cell(entry: dict) -> Cell:  # type: ignore[type-arg]
+    from pymatgen.core import Structure
+
+    for symbol in entry["species"]:
+        symbol_to_token(symbol)
+    structure = Structure(entry["lattice"], entry["species"], entry["frac_coords"])
+    return cell_from_structure(structure, entry["name"])
+
+
+def _mini_provenance(entry: dict) -> str:  # type: ignore[type-arg]
+    if entry["status"] != "ok":
+        return f"pw.x 6.7: {entry['reason']}"
+    return (
+        f"pw.x 6.7, 30/240 Ry, 3x3x3, nbnd {entry['nbnd']}; lattice: {entry['lattice_source']}"
+    )
+
+
+if __name__ == "__main__":  # python -m crystal_gym.datasets.build LABELS FOLDER
+    build_mini_set(*sys.argv[1:3])

@@ -1,0 +1,108 @@
+"""Published Quantum ESPRESSO labels of MP-20 (Govindarajan et al. 2024)."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Label", "load_plain_pickle", "read_labels"]
+
+
+@dataclass(frozen=True)
+class Label:
+    """DFT properties of one row of an MP-20 file."""
+
+    position: int
+    band_gap_ev: float
+    total_energy_ry: float
+    formation_energy_ev_per_atom: float
+
+
+class _NoClasses(pickle.Unpickler):
+    """Admits dictionaries, lists, numbers and text; a pickle that names a class is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(
+            f"it asks for {module}.{name}: expected only dictionaries, lists, numbers and text"
+        )
+
+
+def load_plain_pickle(path: Path | str) -> Any:
+    """Read a pickle of built-in containers and numbers, running no code.
+
+    Raises:
+        ValueError: If it holds anything else or is damaged.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _NoClasses(file).load()
+    except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"{path} is refused ({error}): expected a pickle of plain dictionaries of numbers; "
+            "fetch the published file again"
+        ) from error
+
+
+def read_labels(folder: Path | str, split: str) -> list[Label]:
+    """Return the labels of ``"train"`` or ``"val"``, by row position.
+
+    Reads ``qe/labels.csv.gz``, or for the training split the pickles as the authors published
+    them (``qe/release/TE_bg_dict_nm.pkl`` and ``FE_dict_nm.pkl``).
+
+    Raises:
+        FileNotFoundError: If neither is there.
+        ValueError: If a file is damaged.
+    """
+    folder = Path(folder)
+    table = folder / "qe" / "labels.csv.gz"
+    if table.exists():
+        labels = _read_csv(table, split)
+    elif split == "train" and (folder / "qe" / "release" / "TE_bg_dict_nm.pkl").exists():
+        labels = _read_release(folder / "qe" / "release")
+    else:
+        raise FileNotFoundError(
+            f"there are no DFT labels for the {split} split in {folder / 'qe'}: expected "
+            "labels.csv.gz or release/TE_bg_dict_nm.pkl and FE_dict_nm.pkl; run "
+            "`crystal-gym data fetch mp20`, or name a folder with --from"
+        )
+    return sorted(labels, key=lambda label: label.position)
+
+
+def _read_csv(path: Path, split: str) -> list[Label]:
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+            return [
+                Label(
+                    int(row["index"]),
+                    float(row["band_gap_ev"]),
+                    float(row["total_energy_ry"]),
+                    float(row["formation_energy_ev_per_atom"]),
+                )
+                for row in csv.DictReader(io.StringIO(file.read()))
+                if row["split"] == split
+            ]
+    except (EOFError, gzip.BadGzipFile, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): expected columns split, index, band_gap_ev, "
+            "total_energy_ry, formation_energy_ev_per_atom; fetch it again"
+        ) from error
+
+
+def _read_release(folder: Path) -> list[Label]:
+    electronic = load_plain_pickle(folder / "TE_bg_dict_nm.pkl")
+    formation = load_plain_pickle(folder / "FE_dict_nm.pkl")
+    try:
+        return [
+            Label(int(row), float(gap), float(total), float(formation[row]))
+            for row, (gap, total, *_) in electronic.items()
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the label files in {folder} do not fit together ({error!r}): expected row -> (gap "
+            "in eV, total energy in Ry) and row -> eV/atom for the same rows; fetch both again"
+        ) from error

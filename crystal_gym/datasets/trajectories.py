@@ -1,0 +1,133 @@
+"""From labelled crystals to trajectories: which orders each crystal is filled in.
+
+Everything is columnar. ``K`` episodes of ``T`` transitions in all; an episode's transitions lie
+between two entries of ``step_ptr``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crystal_gym.graphs import breadth_first_order
+from crystal_gym.oracles import PropertyTable, Status
+from crystal_gym.skeletons import Skeleton, SkeletonSet
+
+__all__ = ["MAX_ORDERS", "Trajectories", "plan_trajectories", "start_sites"]
+
+MAX_ORDERS = 5
+"""Breadth-first orders per crystal, as in the paper; as many as sites in smaller cells."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectories:
+    """Expert episodes that rebuild labelled crystals.
+
+    Attributes:
+        skeletons: The set that skeleton numbers refer to.
+        skeleton: Skeleton number of every episode, int64 ``(K,)``.
+        step_ptr: First transition of every episode, int64 ``(K + 1,)``.
+        traversal: Site filled by every transition, int16 ``(T,)``.
+        actions: Element (0 to 87) put there, int16 ``(T,)``.
+        total_energy_ry: Of the finished crystal, float64 ``(K,)``, Ry per cell.
+        formation_energy_ev_per_atom: float64 ``(K,)``.
+        band_gap_ev: float64 ``(K,)``.
+    """
+
+    skeletons: SkeletonSet
+    skeleton: NDArray[np.int64]
+    step_ptr: NDArray[np.int64]
+    traversal: NDArray[np.int16]
+    actions: NDArray[np.int16]
+    total_energy_ry: NDArray[np.float64]
+    formation_energy_ev_per_atom: NDArray[np.float64]
+    band_gap_ev: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.skeleton)
+
+    def __repr__(self) -> str:
+        return f"Trajectories({len(self)} episodes, {len(self.actions)} transitions)"
+
+    @cached_property
+    def episode(self) -> NDArray[np.int32]:
+        """Episode of every transition, ``(T,)``."""
+        return np.repeat(np.arange(len(self), dtype=np.int32), np.diff(self.step_ptr))
+
+    @cached_property
+    def step(self) -> NDArray[np.int16]:
+        """Sites filled before every transition, ``(T,)``."""
+        first = np.repeat(self.step_ptr[:-1], np.diff(self.step_ptr))
+        return (np.arange(len(self.actions)) - first).astype(np.int16)
+
+    @cached_property
+    def tokens(self) -> NDArray[np.int8]:
+        """Tokens before every transition, int8 ``(T, max_sites)``, 0 beyond a skeleton's sites."""
+        total, width = len(self.actions), self.skeletons.max_sites
+        final = np.zeros((len(self), width), dtype=np.int8)
+        final[self.episode, self.traversal] = self.actions + 1
+        filled_at = np.full((len(self), width), np.iinfo(np.int16).max, dtype=np.int16)
+        filled_at[self.episode, self.traversal] = self.step
+        tokens = np.zeros((total, width), dtype=np.int8)
+        for first in range(0, total, 65_536):  # bounds the memory of the comparison
+            rows = slice(first, first + 65_536)
+            episode = self.episode[rows]
+            before = filled_at[episode] < self.step[rows, None]
+            tokens[rows] = np.where(before, final[episode], 0)
+        return tokens
+
+    def final_tokens(self, episode: int) -> NDArray[np.int16]:
+        """Return the finished crystal of one episode, ``(n_sites,)``."""
+        steps = slice(int(self.step_ptr[episode]), int(self.step_ptr[episode + 1]))
+        tokens = np.zeros(steps.stop - steps.start, dtype=np.int16)
+        tokens[self.traversal[steps]] = self.actions[steps] + 1
+        return tokens
+
+
+def start_sites(skeleton: Skeleton, count: int) -> NDArray[np.int64]:
+    """Return ``min(count, n_sites)`` different start sites, drawn from the geometry alone."""
+    geometry = int(skeleton.key.split(":")[0], 16)
+    generator = np.random.default_rng([geometry, 1])
+    return generator.permutation(skeleton.n_sites)[:count]
+
+
+def plan_trajectories(table: PropertyTable, max_orders: int = MAX_ORDERS) -> Trajectories:
+    """Return breadth-first trajectories of every calculated crystal of a table.
+
+    Args:
+        table: Entries whose status is not ``ok`` have no properties and give no trajectory.
+        max_orders: Orders per crystal, from different start sites.
+
+    Raises:
+        ValueError: If no entry is ``ok``.
+    """
+    entries = np.flatnonzero(table.status == Status.OK.value)
+    if not len(entries):
+        raise ValueError("the table holds no calculated crystal (status ok) to make episodes of")
+    skeletons: list[int] = []
+    sources: list[int] = []
+    orders: list[NDArray[np.int64]] = []
+    actions: list[NDArray[np.int16]] = []
+    for entry in entries.tolist():
+        number = int(table.skeleton[entry])
+        skeleton = table.skeletons[number]
+        tokens = table.entry_tokens(entry)
+        for start in start_sites(skeleton, max_orders).tolist():
+            order = breadth_first_order(skeleton.neighbours, start)
+            skeletons.append(number)
+            sources.append(entry)
+            orders.append(order)
+            actions.append(tokens[order] - 1)
+    return Trajectories(
+        skeletons=table.skeletons,
+        skeleton=np.array(skeletons),
+        step_ptr=np.concatenate([[0], np.cumsum([len(o) for o in orders])]),
+        traversal=np.concatenate(orders).astype(np.int16),
+        actions=np.concatenate(actions).astype(np.int16),
+        total_energy_ry=table.total_energy_ry[sources],
+        formation_energy_ev_per_atom=table.formation_energy_ev_per_atom[sources],
+        band_gap_ev=table.band_gap_ev[sources],
+    )

@@ -1,0 +1,412 @@
+"""``CrystalFill-v0``: fill an empty crystal skeleton, site by site."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from crystal_gym.elements import ELEMENTS, N_ELEMENTS, element_mask, reduced_formula
+from crystal_gym.envs.observations import MAX_TARGET_EV, make_form
+from crystal_gym.envs.rendering import render_ansi
+from crystal_gym.envs.state import State, initial_state, is_terminal, place
+from crystal_gym.graphs import breadth_first_order
+from crystal_gym.oracles import (
+    Filling,
+    FillingOracle,
+    Oracle,
+    Properties,
+    PropertyTable,
+    Status,
+    TableOracle,
+    load_table,
+)
+from crystal_gym.rewards import Reward, make_reward
+from crystal_gym.sets import is_named_set, load_skeletons
+from crystal_gym.skeletons import Skeleton, SkeletonSet
+
+__all__ = ["CrystalFillEnv", "check_target_gap"]
+
+SITE_ORDERS = ("canonical", "shuffled", "source")
+MASKS = ("elements", "table")
+RESET_OPTIONS = ("skeleton", "start_site", "target_gap")
+
+
+class CrystalFillEnv(gym.Env[Any, np.int64]):
+    r"""Fill an empty crystal skeleton site by site with one of 88 elements.
+
+    ## Description
+    A *skeleton* is a periodic cell with sites and no elements. The agent visits its sites in a
+    breadth-first order over the bonds and puts one element on each. When the last site is filled
+    an oracle gives the crystal's properties and the reward says how close its band gap is to the
+    target, and how stable it is. The task is that of Govindarajan et al., *Digital Discovery*
+    2024, 3, 769 (doi 10.1039/d4dd00024b), without its leak: neither the graph nor the order of
+    the sites depends on the elements of the crystal the skeleton was taken from.
+
+    ## Action space
+    ``Discrete(88)``: the elements by atomic number, H He Li ... Bi Ac Th Pa U Np Pu (without Ar,
+    Po, At, Rn, Fr, Ra): ``crystal_gym.elements.ELEMENTS[action]``. Some actions may be masked.
+
+    ## Observation space
+    ``observation=``
+
+    - ``"graph"`` (default): ``Dict`` of arrays padded to the largest skeleton (``n`` sites, ``e``
+      directed edges) of the set: ``element_tokens`` (n,) 0 empty, 1 to 88 = action + 1;
+      ``node_mask`` (n,); ``focus`` (n,) flag of the site to fill; ``edge_index`` (2, e),
+      ``edge_image`` (e, 3), ``edge_length`` (e,) Å, ``edge_mask`` (e,); ``lattice`` (6,) Å and
+      degrees; ``space_group`` (1,) of the bare skeleton; ``target_gap`` (1,) eV.
+    - ``"packed"``: the same numbers in one self-contained float32 ``Box``
+      (:class:`crystal_gym.envs.observations.PackedLayout`).
+    - ``"compact"``: ``Dict`` of ``skeleton`` (its number in the set), ``element_tokens``,
+      ``focus`` (site number, ``n_sites`` after the last), ``target_gap``: what datasets store.
+    - ``"space"``: Gymnasium's ``Graph``. Works in ``check_env`` and ``SyncVectorEnv``; Gymnasium
+      has no shared memory for graphs, so ``AsyncVectorEnv`` needs ``shared_memory=False``.
+
+    Without a target (``target_gap=None``) there is no ``target_gap`` key, and the packed row
+    holds 0 in its ``conditional`` and ``target`` columns.
+
+    ## Rewards
+    0 until the last site; then, by default, eqn (7) of the paper,
+    ``exp(-E_form/5) + 10 exp(-(gap - target)^2/3)`` with E_form in eV/atom and the gap in eV; only
+    the first term without a target. ``reward=`` ``"formation"`` (this), ``"total_energy"``
+    (eqn 16), ``"energy"`` (first term only), or a callable ``(properties, target_gap) -> float``.
+    If the oracle has no properties the reward is ``failure_reward`` and ``info`` says why.
+
+    ## Starting state
+    ``reset(seed=, options=)`` draws a skeleton and a start site uniformly, or takes them from
+    ``options={"skeleton": 12, "start_site": 3, "target_gap": 1.12}`` (each optional; a skeleton by
+    number or name; the target holds for this episode only).
+
+    ## Episode end
+    ``terminated`` at the last site; ``truncated`` never.
+
+    ## Info
+    Every step: ``action_mask`` (int8, 88; 1 = allowed), ``skeleton`` (its name), ``focus``. At
+    the end also ``formula``, ``properties`` (a dict with units in its keys), ``oracle_status``
+    (``"ok"`` or why there is no answer) and ``provenance``.
+
+    ## Arguments
+    - ``target_gap``: eV, >= 0, or None.
+    - ``skeletons``: ``"mini"`` (bundled, default), ``"mp20"``, ``"mp20-val"``, a path (CIF,
+      POSCAR, extended XYZ, ASE database, CSV, a folder of these), or Structure/Atoms objects.
+    - ``oracle``: ``"table"`` (of the skeleton set; the bundled one for own structures), the name
+      or path of a table, or any object with ``evaluate(structures) -> list[Properties]``.
+    - ``elements``: the symbols that may be chosen; the rest is masked.
+    - ``mask``: ``"elements"``, or ``"table"``: only elements that some calculated filling of the
+      table agrees with.
+    - ``site_order``: how ties in the breadth-first order are broken. ``"canonical"``: by the
+      numbering of the sites, which is drawn from the geometry alone. ``"shuffled"``: anew at every
+      reset. ``"source"``: as in the source file; **this leaks the elements**, because files group
+      their sites by element, and its only use is to reproduce the published protocol.
+    - ``failure_reward``: reward without properties, 0.0.
+    - ``render_mode``: ``"ansi"``.
+
+    ## References
+    Govindarajan et al. 2024 (above); CrystalNN: Zimmermann and Jain, *RSC Adv.* 2020, 10, 6063.
+
+    ## Version history
+    v0: first version.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 2}
+
+    def __init__(
+        self,
+        target_gap: float | None,
+        *,
+        skeletons: Any = "mini",
+        oracle: str | Path | Oracle = "table",
+        observation: str = "graph",
+        elements: Sequence[str] | None = None,
+        mask: str = "elements",
+        reward: str | Reward = "formation",
+        failure_reward: float = 0.0,
+        site_order: str = "canonical",
+        render_mode: str | None = None,
+    ) -> None:
+        self._target_gap = check_target_gap(target_gap)
+        _check_choice("site_order", site_order, SITE_ORDERS)
+        _check_choice("mask", mask, MASKS)
+        if render_mode is not None:
+            _check_choice("render_mode", render_mode, tuple(self.metadata["render_modes"]))
+        self._failure_reward = _finite("failure_reward", failure_reward)
+        self._element_mask = element_mask(elements)
+        self._reward = make_reward(reward)
+        self._site_order = site_order
+        self.skeletons: SkeletonSet = load_skeletons(skeletons)
+        self.oracle: Oracle = make_oracle(oracle, skeletons)
+        if site_order == "source":
+            self.skeletons, self.oracle = _in_source_order(self.skeletons, self.oracle)
+        self._mask_table = _mask_table(mask, self.oracle)
+        self._form = make_form(
+            observation, self.skeletons, conditional=self._target_gap is not None
+        )
+        self.observation_space = self._form.space
+        self.action_space = spaces.Discrete(N_ELEMENTS)
+        self.render_mode = render_mode
+        self._state: State | None = None
+        self._prepared: Any = None
+        self._mask = self._element_mask
+
+    # -- the Gymnasium interface ---------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start an episode; see the class for ``options``."""
+        super().reset(seed=seed)
+        options = dict(options or {})
+        unknown = sorted(set(options) - set(RESET_OPTIONS))
+        if unknown:
+            raise ValueError(
+                f"reset option {unknown[0]!r} is unknown: expected {', '.join(RESET_OPTIONS)}"
+            )
+        # Both draws are made whatever the options say, so that fixing one leaves the other as is.
+        drawn = int(self.np_random.integers(len(self.skeletons)))
+        fraction = float(self.np_random.random())
+        skeleton = self._choose_skeleton(options.get("skeleton"), drawn)
+        start = options.get("start_site")
+        start = int(fraction * skeleton.n_sites) if start is None else _integer("start_site", start)
+        shuffled = self._site_order == "shuffled"
+        rank = self.np_random.permutation(skeleton.n_sites) if shuffled else None
+        traversal = breadth_first_order(skeleton.neighbours, start, rank)
+        self._state = initial_state(skeleton, traversal, self._choose_target(options))
+        self._prepared = self._form.prepare(skeleton)
+        return self._observe(), self._info()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Put element ``action`` on the focus site."""
+        state = self._require_state()
+        if is_terminal(state):
+            raise RuntimeError(
+                f"step() after the end: all {state.step} sites are filled; call reset() first"
+            )
+        self._state = state = place(state, self._check_action(action))
+        info: dict[str, Any]
+        if not is_terminal(state):
+            return self._observe(), 0.0, False, False, self._info()
+        properties = self._evaluate(state)
+        reward, status = self._score(properties, state.target_gap)
+        info = self._info()
+        info["formula"] = reduced_formula(state.tokens)
+        info["properties"] = {
+            "total_energy_ry": properties.total_energy_ry,
+            "formation_energy_ev_per_atom": properties.formation_energy_ev_per_atom,
+            "band_gap_ev": properties.band_gap_ev,
+        }
+        info["oracle_status"] = status
+        info["provenance"] = properties.provenance
+        return self._observe(), reward, True, False, info
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """Return the crystal so far as text (render mode ``ansi``)."""
+        if self.render_mode is None:
+            gym.logger.warn("render() without a render_mode: make the env with render_mode='ansi'")
+            return None
+        return render_ansi(self._require_state())
+
+    # -- what users and wrappers ask for ---------------------------------------------------------
+
+    def action_masks(self) -> NDArray[np.int8]:
+        """Return the allowed actions of the present state, int8 ``(88,)``."""
+        return self._mask.copy()
+
+    def structure(self) -> Any:
+        """Return the pymatgen Structure so far; empty sites hold the dummy species X."""
+        state = self._require_state()
+        return state.skeleton.structure(state.tokens)
+
+    @property
+    def state(self) -> State:
+        """The present state (immutable)."""
+        return self._require_state()
+
+    # -- parts -------------------------------------------------------------------------------------
+
+    def _require_state(self) -> State:
+        if self._state is None:
+            raise RuntimeError("there is no episode yet: call reset() first")
+        return self._state
+
+    def _choose_skeleton(self, wanted: Any, drawn: int) -> Skeleton:
+        if wanted is None:
+            return self._skeleton(drawn)
+        if isinstance(wanted, str):
+            found = np.flatnonzero(self.skeletons.names == wanted)
+            if not len(found):
+                raise ValueError(
+                    f"skeleton {wanted!r} is not in this set of {len(self.skeletons)}: expected a "
+                    f"name such as {str(self.skeletons.names[0])!r}, or a number"
+                )
+            return self._skeleton(int(found[0]))
+        number = _integer("skeleton", wanted)
+        if not 0 <= number < len(self.skeletons):
+            raise ValueError(
+                f"skeleton={number} is not in this set: expected 0 to {len(self.skeletons) - 1}"
+            )
+        return self._skeleton(number)
+
+    def _skeleton(self, number: int) -> Skeleton:
+        skeleton: Skeleton = self.skeletons[number]
+        return skeleton
+
+    def _choose_target(self, options: Mapping[str, Any]) -> float | None:
+        if "target_gap" not in options:
+            return self._target_gap
+        target = check_target_gap(options["target_gap"])
+        if (target is None) != (self._target_gap is None):
+            kind = "None" if self._target_gap is None else "a number"
+            raise ValueError(
+                f"options target_gap={target!r}: this environment was made with target_gap={kind}, "
+                "which fixes its observation space; make another one for the other task"
+            )
+        return target
+
+    def _check_action(self, action: Any) -> int:
+        if isinstance(action, np.ndarray) and action.shape in ((), (1,)):
+            action = action.item()
+        number = _integer("action", action)
+        if not 0 <= number < N_ELEMENTS:
+            raise ValueError(
+                f"action={number} is out of range: expected 0 to {N_ELEMENTS - 1} "
+                "(crystal_gym.elements.ELEMENTS lists the elements)"
+            )
+        if not self._mask[number]:
+            raise ValueError(
+                f"action {number} ({ELEMENTS[number]}) is masked here: choose one that "
+                "info['action_mask'] allows"
+            )
+        return number
+
+    def _evaluate(self, state: State) -> Properties:
+        if isinstance(self.oracle, FillingOracle):
+            return self.oracle.evaluate_fillings([Filling(state.skeleton, state.tokens)])[0]
+        return self.oracle.evaluate([state.skeleton.structure(state.tokens)])[0]
+
+    def _score(self, properties: Properties, target: float | None) -> tuple[float, str]:
+        if properties.status != Status.OK:
+            return self._failure_reward, str(properties.status)
+        reward = self._reward(properties, target)
+        if reward is None or not math.isfinite(reward):
+            return self._failure_reward, "the oracle lacks a property that the reward needs"
+        return float(reward), str(properties.status)
+
+    def _observe(self) -> Any:
+        state = self._require_state()
+        return self._form.encode(self._prepared, state.tokens, state.focus, state.target_gap)
+
+    def _info(self) -> dict[str, Any]:
+        state = self._require_state()
+        if self._mask_table is not None and not is_terminal(state):
+            allowed = self._mask_table.extensions(state.skeleton, state.tokens, state.focus)
+            self._mask = allowed & self._element_mask
+            if not self._mask.any():
+                raise ValueError(
+                    f"no allowed element is left for site {state.focus} of {state.skeleton.name}: "
+                    "the table holds no calculated filling of it with the chosen elements; allow "
+                    "more elements or use mask='elements'"
+                )
+        return {
+            "action_mask": self._mask.copy(),
+            "skeleton": state.skeleton.name,
+            "focus": state.focus,
+        }
+
+
+def check_target_gap(target_gap: Any) -> float | None:
+    """Return the target in eV.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is negative, not finite or absurdly large.
+    """
+    if target_gap is None:
+        return None
+    if isinstance(target_gap, bool) or not isinstance(target_gap, numbers.Real):
+        raise TypeError(
+            f"target_gap={target_gap!r} is not a number: expected a band gap in eV such as 3.0, or "
+            "None for the unconditional task"
+        )
+    value = float(target_gap)
+    if not 0 <= value <= MAX_TARGET_EV:  # also False for NaN
+        raise ValueError(
+            f"target_gap={target_gap!r} eV is no band gap: expected a number from 0 to "
+            f"{MAX_TARGET_EV:g}, or None for the unconditional task"
+        )
+    return value
+
+
+def make_oracle(oracle: Any, skeletons: Any = "mini") -> Oracle:
+    """Return the oracle that ``gym.make(oracle=...)`` names.
+
+    Args:
+        oracle: ``"table"`` (the table of ``skeletons`` where that is a named set, else the
+            bundled one), the name or path of a table, a PropertyTable, or an oracle.
+        skeletons: The ``skeletons`` argument beside it.
+
+    Raises:
+        ValueError: If the name is unknown.
+        TypeError: If an object has no ``evaluate``.
+    """
+    if isinstance(oracle, str) and oracle == "table":
+        return TableOracle(_table_beside(skeletons))
+    if isinstance(oracle, (str, Path, PropertyTable)):
+        return TableOracle(oracle)
+    if not isinstance(oracle, Oracle):
+        raise TypeError(
+            f"oracle={oracle!r} has no evaluate(structures): expected 'table', a path to a table, "
+            "or an object with the oracle protocol"
+        )
+    return oracle
+
+
+def _table_beside(skeletons: Any) -> PropertyTable:
+    if is_named_set(skeletons):
+        return load_table(skeletons)
+    if isinstance(skeletons, (str, Path)) and Path(skeletons).suffix == ".npz":
+        beside = Path(skeletons).with_name("table.npz")
+        if beside.exists():
+            return load_table(beside)
+    return load_table("mini")
+
+
+def _in_source_order(skeletons: SkeletonSet, oracle: Oracle) -> tuple[SkeletonSet, Oracle]:
+    if isinstance(oracle, TableOracle) and oracle.table.skeletons is skeletons:
+        table = oracle.table.in_source_order()
+        return table.skeletons, TableOracle(table)
+    return skeletons.in_source_order(), oracle
+
+
+def _mask_table(mask: str, oracle: Oracle) -> TableOracle | None:
+    if mask == "elements":
+        return None
+    if not isinstance(oracle, TableOracle):
+        raise ValueError(
+            f"mask={mask!r} needs a table oracle, not {type(oracle).__name__}: use oracle='table' "
+            "or mask='elements'"
+        )
+    return oracle
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is unknown: expected one of {', '.join(choices)}")
+
+
+def _integer(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}={value!r} is not an integer: expected a whole number")
+    return int(value)
+
+
+def _finite(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ValueError(f"{name}={value!r} is not usable: expected a finite number")
+    return float(value)

@@ -1,0 +1,311 @@
+"""A table of calculated crystals, and the oracle that looks them up."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crystal_gym.elements import N_ELEMENTS, formula_counts
+from crystal_gym.files import atomic_path
+from crystal_gym.oracles.base import Filling, Properties, Status
+from crystal_gym.sets import BUNDLED, DATASETS, is_named_set, load_skeleton_file, set_dir
+from crystal_gym.skeletons import Skeleton, SkeletonSet, filled_structure
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+__all__ = ["PropertyTable", "TableOracle", "load_table"]
+
+_FORMAT = 1
+
+# A structure in another setting (origin, axes, site order) is the same crystal as a filled
+# skeleton if it matches within these: rounding in files, not relaxation.
+_MATCH = {"ltol": 1e-3, "stol": 1e-3, "angle_tol": 0.1}
+
+
+@dataclass(frozen=True, eq=False)
+class PropertyTable:
+    """Calculated fillings of a skeleton set, ``M`` entries end to end.
+
+    Attributes:
+        skeletons: The set the entries fill.
+        skeleton: Skeleton number of every entry, int64 ``(M,)``.
+        tokens: Element tokens of all entries, one after the other, int16.
+        total_energy_ry: Ry per cell, float64 ``(M,)``, NaN where unknown.
+        formation_energy_ev_per_atom: float64 ``(M,)``, NaN where unknown.
+        band_gap_ev: float64 ``(M,)``, NaN where unknown.
+        status: Values of :class:`Status`, str ``(M,)``.
+        provenance: str ``(M,)`` or ``(1,)`` where it is the same for all.
+    """
+
+    skeletons: SkeletonSet
+    skeleton: NDArray[np.int64]
+    tokens: NDArray[np.int16]
+    total_energy_ry: NDArray[np.float64]
+    formation_energy_ev_per_atom: NDArray[np.float64]
+    band_gap_ev: NDArray[np.float64]
+    status: NDArray[np.str_]
+    provenance: NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.skeleton)
+
+    def __repr__(self) -> str:
+        ok = int(np.count_nonzero(self.status == Status.OK.value))
+        return (
+            f"PropertyTable({len(self)} entries, {ok} ok, {len(self.skeletons)} skeletons)"
+        )
+
+    @cached_property
+    def token_ptr(self) -> NDArray[np.int64]:
+        """First token of every entry, ``(M + 1,)``."""
+        return np.concatenate([[0], np.cumsum(self.skeletons.n_sites[self.skeleton])])
+
+    def entry_tokens(self, entry: int) -> NDArray[np.int16]:
+        """Return the filling of one entry, ``(n_sites,)``."""
+        return self.tokens[self.token_ptr[entry] : self.token_ptr[entry + 1]]
+
+    def properties(self, entry: int) -> Properties:
+        """Return one entry."""
+        return Properties(
+            total_energy_ry=_known(self.total_energy_ry[entry]),
+            formation_energy_ev_per_atom=_known(self.formation_energy_ev_per_atom[entry]),
+            band_gap_ev=_known(self.band_gap_ev[entry]),
+            status=Status(str(self.status[entry])),
+            provenance=str(self.provenance[entry if len(self.provenance) > 1 else 0]),
+        )
+
+    @cached_property
+    def entries(self) -> dict[tuple[str, bytes], int]:
+        """Entry of every crystal by geometry and canonical filling.
+
+        Raises:
+            ValueError: If one crystal has two different entries.
+        """
+        found: dict[tuple[str, bytes], int] = {}
+        skeletons = [self.skeletons[i] for i in range(len(self.skeletons))]
+        for entry, number in enumerate(self.skeleton.tolist()):
+            skeleton = skeletons[number]
+            key = skeleton.key, skeleton.canonical_tokens(self.entry_tokens(entry))
+            other = found.setdefault(key, entry)
+            if other != entry and self.properties(other) != self.properties(entry):
+                raise ValueError(
+                    f"the table has two different entries for one crystal: {other} and {entry} "
+                    f"({self.skeletons.names[self.skeleton[other]]} and {skeleton.name}); keep one"
+                )
+        return found
+
+    def in_source_order(self) -> PropertyTable:
+        """Return the table for :meth:`SkeletonSet.in_source_order`; the same warning applies."""
+        tokens = []
+        for entry, number in enumerate(self.skeleton.tolist()):
+            order = np.argsort(self.skeletons[number].source_rank)
+            tokens.append(self.entry_tokens(entry)[order])
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        columns["skeletons"] = self.skeletons.in_source_order()
+        columns["tokens"] = np.concatenate(tokens)
+        return PropertyTable(**columns)
+
+    def save(self, path: Path | str) -> None:
+        """Write the entries to an ``.npz`` file beside the set's; whole or not at all."""
+        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "skeletons"}
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(
+                file, format=np.int64(_FORMAT), table_id=self.skeletons.table_id, **columns
+            )
+
+    @classmethod
+    def load(cls, path: Path | str, skeletons: SkeletonSet | None = None) -> PropertyTable:
+        """Read a table.
+
+        Args:
+            path: The ``.npz`` file that :meth:`save` wrote.
+            skeletons: Its skeleton set; defaults to ``skeletons.npz`` in the same folder.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is no table of this version, or belongs to another skeleton set.
+        """
+        path = Path(path)
+        if skeletons is None:
+            skeletons = SkeletonSet.load(path.with_name("skeletons.npz"))
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                version, table_id = int(file["format"]), int(file["table_id"])
+                columns = {f.name: file[f.name] for f in fields(cls) if f.name != "skeletons"}
+        except (KeyError, EOFError, OSError, ValueError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise ValueError(
+                f"{path} is not a readable property table ({error}): expected an .npz file "
+                "written by PropertyTable.save; build it again"
+            ) from error
+        if version != _FORMAT or table_id != skeletons.table_id:
+            raise ValueError(
+                f"{path} (format {version}, skeleton set {table_id}) does not belong to the "
+                f"skeleton set at hand (format {_FORMAT}, set {skeletons.table_id}): build both "
+                "again"
+            )
+        return cls(skeletons=skeletons, **columns)
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def load_table(source: Path | str) -> PropertyTable:
+    """Return the property table of a named set, or the one at a path.
+
+    Raises:
+        ValueError: If the name is unknown, or the file is no table.
+    """
+    if is_named_set(source):
+        path = set_dir(str(source)) / "table.npz"
+    else:
+        path = Path(source)
+        path = path / "table.npz" if path.is_dir() else path
+    if not path.exists():
+        raise ValueError(
+            f"oracle={str(source)!r} is neither a known table nor an existing path: expected "
+            f"one of {', '.join([*BUNDLED, *DATASETS])} or a table.npz"
+        )
+    return _load_unchanged(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _load_unchanged(path: Path, modified_ns: int) -> PropertyTable:
+    return PropertyTable.load(path, load_skeleton_file(path.with_name("skeletons.npz")))
+
+
+class TableOracle:
+    """Looks crystals up in a table of DFT results.
+
+    A filled skeleton is found under every symmetry operation of its skeleton: relabelled
+    equivalent sites are the same crystal. What the table does not hold has the status
+    ``unknown``; nothing is estimated.
+
+    Args:
+        table: A :class:`PropertyTable`, a path to one, or the name of a set that has one
+            (``"mini"``, the bundled one, by default).
+    """
+
+    def __init__(self, table: PropertyTable | Path | str = "mini") -> None:
+        if not isinstance(table, PropertyTable):
+            table = load_table(table)
+        self.table = table
+        self._orbits: dict[int, tuple[str, NDArray[np.uint8]]] = {}
+
+    def __repr__(self) -> str:
+        return f"TableOracle({self.table!r})"
+
+    def evaluate(self, structures: Sequence[Structure]) -> list[Properties]:
+        """Return the properties of each structure, in whatever setting it is given.
+
+        Structures are compared with the table's crystals of the same composition and cell size
+        by pymatgen's StructureMatcher, at tolerances for rounding only (0.1%).
+        """
+        return [self._look_up_structure(s) for s in structures]
+
+    def evaluate_fillings(self, fillings: Sequence[Filling]) -> list[Properties]:
+        """Return the properties of each filling; much faster for the table's own skeletons."""
+        results = []
+        for skeleton, tokens in fillings:
+            entry = self.table.entries.get((skeleton.key, skeleton.canonical_tokens(tokens)))
+            if entry is not None:
+                results.append(self.table.properties(entry))
+            elif skeleton.key in self._keys:
+                results.append(_UNKNOWN)
+            else:
+                results.append(
+                    self._look_up(_composition(tokens), lambda s=skeleton, t=tokens: s.structure(t))
+                )
+        return results
+
+    @cached_property
+    def _keys(self) -> frozenset[str]:
+        return frozenset(self.table.skeletons.keys.tolist())
+
+    @cached_property
+    def _by_composition(self) -> dict[tuple[tuple[str, int], ...], list[int]]:
+        groups: dict[tuple[tuple[str, int], ...], list[int]] = defaultdict(list)
+        for entry in range(len(self.table)):
+            groups[_composition(self.table.entry_tokens(entry))].append(entry)
+        return groups
+
+    def _look_up_structure(self, structure: Structure) -> Properties:
+        counts = structure.composition.get_el_amt_dict()
+        composition = tuple(sorted((s, round(n)) for s, n in counts.items()))
+        return self._look_up(composition, structure.copy)
+
+    def _look_up(self, composition: tuple[tuple[str, int], ...], make: object) -> Properties:
+        candidates = self._by_composition.get(composition)
+        if not candidates or not callable(make):
+            return _UNKNOWN
+        from pymatgen.analysis.structure_matcher import StructureMatcher
+
+        matcher = StructureMatcher(
+            **_MATCH, primitive_cell=False, scale=False, attempt_supercell=False
+        )
+        structure = make()
+        for entry in candidates:
+            number = int(self.table.skeleton[entry])
+            skeleton = self.table.skeletons[number]
+            known = filled_structure(
+                skeleton.lattice, skeleton.frac_coords, self.table.entry_tokens(entry)
+            )
+            if matcher.fit(structure, known):
+                return self.table.properties(entry)
+        return _UNKNOWN
+
+    def extensions(
+        self, skeleton: Skeleton, tokens: NDArray[np.int16], focus: int
+    ) -> NDArray[np.int8]:
+        """Return which elements at ``focus`` some calculated filling agrees with.
+
+        Args:
+            skeleton: A skeleton of the table's set.
+            tokens: Partial filling, 0 where empty, ``(n_sites,)``.
+            focus: The site to fill.
+
+        Returns:
+            int8 ``(88,)``: 1 for every element that leaves at least one filling of the table with
+            properties, under any symmetry operation, within reach.
+        """
+        orbits = self._all_labellings(skeleton)
+        filled = np.flatnonzero(tokens)
+        agree = np.all(orbits[:, filled] == tokens[filled].astype(np.uint8), axis=1)
+        mask = np.zeros(N_ELEMENTS, dtype=np.int8)
+        mask[np.unique(orbits[agree, focus]).astype(np.int64) - 1] = 1
+        return mask
+
+    def _all_labellings(self, skeleton: Skeleton) -> NDArray[np.uint8]:
+        cached = self._orbits.get(skeleton.index)
+        if cached is not None and cached[0] == skeleton.key:
+            return cached[1]
+        same = np.flatnonzero(self.table.skeletons.keys == skeleton.key)
+        entries = np.flatnonzero(
+            np.isin(self.table.skeleton, same) & (self.table.status == Status.OK.value)
+        )
+        rows = [
+            self.table.entry_tokens(int(e)).astype(np.uint8)[skeleton.permutations] for e in entries
+        ]
+        empty = np.zeros((0, skeleton.n_sites), dtype=np.uint8)
+        orbits = np.unique(np.concatenate(rows), axis=0) if rows else empty
+        self._orbits[skeleton.index] = skeleton.key, orbits
+        return orbits
+
+
+def _composition(tokens: NDArray[np.integer]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(formula_counts(tokens).items()))
+
+
+_UNKNOWN = Properties(
+    status=Status.UNKNOWN, provenance="this crystal is not in the table of calculated crystals"
+)

@@ -1,0 +1,241 @@
+r"""Terminal rewards: pure functions of properties and target.
+
+Equation numbers are those of Govindarajan et al., *Learning conditional policies for crystal
+design using offline reinforcement learning*, Digital Discovery 2024, 3, 769,
+doi 10.1039/d4dd00024b.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from crystal_gym.elements import ELEMENTS
+from crystal_gym.oracles.base import Properties
+
+__all__ = [
+    "REWARDS",
+    "RY_TO_EV",
+    "EnergyReward",
+    "FormationReward",
+    "Reward",
+    "TotalEnergyReward",
+    "formation_energy",
+    "make_reward",
+    "reference_energies",
+]
+
+RY_TO_EV = 13.6057039763
+"""eV per Ry, the value behind the published labels (CODATA 2006)."""
+
+Float = NDArray[np.float64]
+
+
+class Reward(Protocol):
+    """A terminal reward."""
+
+    def __call__(self, properties: Properties, target_gap: float | None) -> float | None:
+        """Return the reward, None if a property it needs is unknown.
+
+        Args:
+            properties: What the oracle answered.
+            target_gap: eV, None for the unconditional task.
+        """
+
+
+def _gap_term(gap_ev: ArrayLike, target_gap: ArrayLike, width: float) -> Float:
+    return np.exp(-((np.asarray(gap_ev) - np.asarray(target_gap)) ** 2) / width)
+
+
+@dataclass(frozen=True)
+class FormationReward:
+    r"""Eqn (7): formation energy and distance of the gap to the target.
+
+    .. math:: r = a_1 e^{-E_\mathrm{form}/b_1} + a_2 e^{-(p-\hat p)^2/b_2}
+
+    Without a target only the first term is left (the unconditional task).
+
+    Attributes:
+        a1: Weight of the energy term.
+        a2: Weight of the gap term.
+        b1: Energy scale, eV/atom.
+        b2: Width of the gap term, eV^2.
+    """
+
+    a1: float = 1.0
+    a2: float = 10.0
+    b1: float = 5.0
+    b2: float = 3.0
+
+    def values(
+        self,
+        total_energy_ry: ArrayLike,
+        formation_energy_ev_per_atom: ArrayLike,
+        band_gap_ev: ArrayLike,
+        target_gap: ArrayLike | None,
+    ) -> Float:
+        """Return rewards of many crystals at once; NaN stays NaN."""
+        energy = self.a1 * np.exp(-np.asarray(formation_energy_ev_per_atom) / self.b1)
+        if target_gap is None:
+            return energy
+        return energy + self.a2 * _gap_term(band_gap_ev, target_gap, self.b2)
+
+    def __call__(self, properties: Properties, target_gap: float | None) -> float | None:
+        """Return the reward of one crystal."""
+        return _single(self, properties, target_gap)
+
+
+@dataclass(frozen=True)
+class TotalEnergyReward:
+    r"""Eqn (16): total energy instead of formation energy.
+
+    .. math:: r = a_1 \log_{10}(-E_\mathrm{tot}) + a_2 e^{-(p-\hat p)^2/b}
+
+    Attributes:
+        a1: Weight of the energy term (total energy in Ry per cell).
+        a2: Weight of the gap term.
+        b: Width of the gap term, eV^2.
+    """
+
+    a1: float = 1.0
+    a2: float = 10.0
+    b: float = 3.0
+
+    def values(
+        self,
+        total_energy_ry: ArrayLike,
+        formation_energy_ev_per_atom: ArrayLike,
+        band_gap_ev: ArrayLike,
+        target_gap: ArrayLike | None,
+    ) -> Float:
+        """Return rewards of many crystals at once; NaN stays NaN."""
+        total = np.asarray(total_energy_ry, dtype=np.float64)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            energy = self.a1 * np.where(total < 0, np.log10(-total), np.nan)
+        if target_gap is None:
+            return energy
+        return energy + self.a2 * _gap_term(band_gap_ev, target_gap, self.b)
+
+    def __call__(self, properties: Properties, target_gap: float | None) -> float | None:
+        """Return the reward of one crystal."""
+        return _single(self, properties, target_gap)
+
+
+@dataclass(frozen=True)
+class EnergyReward:
+    r"""Formation energy only, :math:`a_1 e^{-E_\mathrm{form}/b_1}`, whatever the target.
+
+    Attributes:
+        a1: Weight.
+        b1: Energy scale, eV/atom.
+    """
+
+    a1: float = 1.0
+    b1: float = 5.0
+
+    def values(
+        self,
+        total_energy_ry: ArrayLike,
+        formation_energy_ev_per_atom: ArrayLike,
+        band_gap_ev: ArrayLike,
+        target_gap: ArrayLike | None,
+    ) -> Float:
+        """Return rewards of many crystals at once; NaN stays NaN."""
+        return self.a1 * np.exp(-np.asarray(formation_energy_ev_per_atom) / self.b1)
+
+    def __call__(self, properties: Properties, target_gap: float | None) -> float | None:
+        """Return the reward of one crystal."""
+        return _single(self, properties, target_gap)
+
+
+BuiltIn = FormationReward | TotalEnergyReward | EnergyReward
+
+
+def _single(reward: BuiltIn, properties: Properties, target_gap: float | None) -> float | None:
+    columns = (
+        properties.total_energy_ry,
+        properties.formation_energy_ev_per_atom,
+        properties.band_gap_ev,
+    )
+    value = float(reward.values(*[np.nan if c is None else c for c in columns], target_gap))
+    return None if np.isnan(value) else value
+
+
+REWARDS: dict[str, BuiltIn] = {
+    "formation": FormationReward(),
+    "total_energy": TotalEnergyReward(),
+    "energy": EnergyReward(),
+}
+"""Rewards by the name that ``gym.make(reward=...)`` takes."""
+
+
+def make_reward(reward: str | Reward) -> Reward:
+    """Return the reward of that name, or the callable itself.
+
+    Raises:
+        ValueError: If the name is unknown.
+        TypeError: If it is neither a name nor callable.
+    """
+    if isinstance(reward, str):
+        if reward not in REWARDS:
+            raise ValueError(
+                f"reward={reward!r} is unknown: expected one of {', '.join(REWARDS)}, or a "
+                "callable (properties, target_gap) -> float"
+            )
+        return REWARDS[reward]
+    if not callable(reward):
+        raise TypeError(
+            f"reward={reward!r} is not callable: expected one of {', '.join(REWARDS)}, or a "
+            "callable (properties, target_gap) -> float"
+        )
+    return reward
+
+
+@cache
+def reference_energies() -> Mapping[str, float]:
+    """Return the total energy per atom (Ry) of the 88 elements that eqn (15) subtracts.
+
+    Solved from the published labels (``scripts/solve_reference_energies.py``); they belong to the
+    settings and pseudopotentials of those labels and to no others.
+    """
+    text = resources.files("crystal_gym.data").joinpath("reference_energies.json").read_text()
+    energies: dict[str, float] = json.loads(text)["energies"]
+    return {symbol: energies[symbol] for symbol in ELEMENTS}
+
+
+def formation_energy(
+    total_energy_ry: float,
+    species: Sequence[str],
+    references: Mapping[str, float] | None = None,
+) -> float:
+    r"""Return the formation energy per atom, eqn (15).
+
+    .. math:: E_\mathrm{form} = \frac{1}{N}\Bigl(E_\mathrm{tot} - \sum_i n_i e_i\Bigr)
+
+    Args:
+        total_energy_ry: Of the cell, Ry.
+        species: Element symbol of every site.
+        references: Ry per atom by element; defaults to :func:`reference_energies`.
+
+    Returns:
+        eV/atom.
+
+    Raises:
+        ValueError: If there are no sites, or an element has no reference energy.
+    """
+    references = reference_energies() if references is None else references
+    missing = sorted(set(species) - set(references))
+    if missing or not species:
+        raise ValueError(
+            f"no reference energy for {', '.join(missing) or 'a cell without sites'}: expected "
+            "elements with a calculated reference"
+        )
+    atoms = sum(references[s] for s in species)
+    return (total_energy_ry - atoms) / len(species) * RY_TO_EV

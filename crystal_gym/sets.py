@@ -1,0 +1,145 @@
+"""Skeleton sets by name, path or object: one place that knows where each is kept.
+
+``mini``
+    Bundled with the package.
+``mp20``, ``mp20-val``
+    In the folder of the Minari dataset ``crystal-mp20-v0`` or ``crystal-mp20-val-v0``, so that a
+    dataset and its skeletons travel together.
+a path
+    A folder or file of structures, or a ``skeletons.npz``.
+objects
+    pymatgen Structures or ASE Atoms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from crystal_gym.files import cache_dir
+from crystal_gym.graphs import GeometryCache
+from crystal_gym.skeletons import SkeletonSet, build_skeletons
+
+__all__ = [
+    "DATASETS",
+    "bundled_dir",
+    "dataset_dir",
+    "geometry_cache",
+    "is_named_set",
+    "load_skeleton_file",
+    "load_skeletons",
+    "set_dir",
+]
+
+DATASETS = {
+    "mp20": "crystal-mp20-v0",
+    "mp20-val": "crystal-mp20-val-v0",
+}
+"""Skeleton sets that come with a Minari dataset, and its id."""
+
+BUNDLED = ("mini",)
+
+
+def geometry_cache() -> GeometryCache:
+    """Return the cache of graphs and symmetries that all builds of this user share."""
+    return GeometryCache(cache_dir() / "geometry.sqlite")
+
+
+def bundled_dir(name: str) -> Path:
+    """Return the folder of a bundled set."""
+    return Path(str(resources.files("crystal_gym.data"))) / name
+
+
+def dataset_dir(dataset_id: str) -> Path:
+    """Return the folder in which a local Minari dataset keeps its data."""
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    return Path(get_dataset_path(dataset_id)) / "data"
+
+
+def is_named_set(source: Any) -> bool:
+    """Return whether ``source`` is the name of a set."""
+    return isinstance(source, str) and (source in BUNDLED or source in DATASETS)
+
+
+def set_dir(name: str) -> Path:
+    """Return the folder with ``skeletons.npz`` and ``table.npz`` of a named set.
+
+    Raises:
+        ValueError: If the set is not built on this machine.
+    """
+    if name in BUNDLED:
+        return bundled_dir(name)
+    folder = dataset_dir(DATASETS[name])
+    if not (folder / "skeletons.npz").exists():
+        raise ValueError(
+            f"the skeleton set {name!r} is not built on this machine: expected it with the "
+            f"dataset {DATASETS[name]}; run `crystal-gym data build mp20` first"
+        )
+    return folder
+
+
+def load_skeletons(source: Any) -> SkeletonSet:
+    """Return a skeleton set.
+
+    Args:
+        source: A name (``"mini"``, ``"mp20"``, ``"mp20-val"``), a path to structures or to a
+            ``skeletons.npz``, a :class:`SkeletonSet`, one Structure or Atoms, or a sequence.
+
+    Raises:
+        ValueError: If the name is unknown, the set not built, or a structure unusable.
+        FileNotFoundError: If a path does not exist.
+        TypeError: If an object is no structure.
+    """
+    if isinstance(source, SkeletonSet):
+        return source
+    if is_named_set(source):
+        return load_skeleton_file(set_dir(source) / "skeletons.npz")
+    if isinstance(source, (str, Path)):
+        return _load_path(Path(source))
+    if not isinstance(source, Sequence) or _is_structure(source):
+        source = [source]
+    return _build([(None, s) for s in source])
+
+
+def load_skeleton_file(path: Path) -> SkeletonSet:
+    """Return the set in a file, read once per process as long as the file stays the same."""
+    return _load_unchanged(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _load_unchanged(path: Path, modified_ns: int) -> SkeletonSet:
+    return SkeletonSet.load(path)
+
+
+def _is_structure(source: Any) -> bool:
+    return hasattr(source, "lattice") or hasattr(source, "get_chemical_symbols")
+
+
+def _load_path(path: Path) -> SkeletonSet:
+    if not path.exists():
+        names = ", ".join([*BUNDLED, *DATASETS])
+        raise ValueError(
+            f"skeletons={str(path)!r} is neither a known set nor an existing path: expected one "
+            f"of {names}, a structure file or folder, or a list of structures"
+        )
+    if path.suffix == ".npz":
+        return load_skeleton_file(path)
+    from crystal_gym.structures import read_structures
+
+    return _build(list(read_structures(path)))
+
+
+def _build(named: Sequence[tuple[str | None, Any]]) -> SkeletonSet:
+    from crystal_gym.structures import cell_from_structure
+
+    cells = [cell_from_structure(structure, name) for name, structure in named]
+    skeletons, problems = build_skeletons(cells, cache=geometry_cache())
+    if problems:
+        position, reason = next(iter(problems.items()))
+        raise ValueError(f"{cells[position].name} has no usable graph: {reason}")
+    return skeletons
+
