@@ -1,0 +1,23 @@
+"""Graph-network agents for d3rlpy: encoder, conservative Q-learning, greedy policies.
+
+Importing this package registers the encoder ``crystal_megnet`` and the algorithm ``crystal_cql``
+with d3rlpy. It needs the extra ``crystal-gym[agents]``.
+"""
+
+from crystal_gym.agents.batch import GraphBatch, rows_to_batch
+from crystal_gym.agents.cql import CrystalCQL, CrystalCQLConfig
+from crystal_gym.agents.encoders import MEGNetEncoderFactory
+from crystal_gym.agents.megnet import MEGNet
+from crystal_gym.agents.policy import GreedyPolicy, load_saved_policy, save_policy
+
+__all__ = [
+    "CrystalCQL",
+    "CrystalCQLConfig",
+    "GraphBatch",
+    "GreedyPolicy",
+    "MEGNet",
+    "MEGNetEncoderFactory",
+    "load_saved_policy",
+    "rows_to_batch",
+    "save_policy",
+]

@@ -1,0 +1,17 @@
+"""Judging policies: batched rollouts, measures, baselines."""
+
+from crystal_gym.evaluation.baselines import MajorityPolicy, RandomPolicy
+from crystal_gym.evaluation.report import Scores, evaluate, score, text_table
+from crystal_gym.evaluation.rollout import Policy, Task, rollout
+
+__all__ = [
+    "MajorityPolicy",
+    "Policy",
+    "RandomPolicy",
+    "Scores",
+    "Task",
+    "evaluate",
+    "rollout",
+    "score",
+    "text_table",
+]

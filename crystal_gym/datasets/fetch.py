@@ -1,0 +1,215 @@
+"""Fetching the source files: from their public addresses, or from a folder that has them."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from crystal_gym.cdvae import read_cdvae_csv
+from crystal_gym.datasets.labels import load_plain_pickle
+from crystal_gym.files import atomic_path, cache_dir
+
+__all__ = ["MP20_FILES", "SourceFile", "fetch", "sha256_of"]
+
+_CDVAE = "https://raw.githubusercontent.com/txie-93/cdvae/main/data/mp_20"
+_DESIGN = "https://raw.githubusercontent.com/chandar-lab/crystal-design"
+
+_MAX_BYTES = 500_000_000
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file that a dataset is made of.
+
+    Attributes:
+        path: Where it goes below the data folder.
+        url: Public address, None where it is only taken from a folder.
+        sha256: Of its content, None where it is not known in advance; such a file is at least
+            parsed before it is accepted.
+    """
+
+    path: str
+    url: str | None
+    sha256: str | None = None
+
+
+MP20_FILES: tuple[SourceFile, ...] = (
+    SourceFile("mp20/train.csv", f"{_CDVAE}/train.csv"),
+    SourceFile("mp20/val.csv", f"{_CDVAE}/val.csv"),
+    SourceFile(
+        "qe/release/TE_bg_dict_nm.pkl",
+        f"{_DESIGN}/b53b4f294442ca0eb5d56981f36bc63c1105c2ce/crystal_design/files/TE_bg_dict_nm.pkl",
+        "cea7753f705a4c3b78dc3a017e8b7a639ab6feb17081f527b2d1cd9816f096a8",
+    ),
+    SourceFile(
+        "qe/release/FE_dict_nm.pkl",
+        f"{_DESIGN}/c75e7ea4df37a272036c5e0e084609702789c460/crystal_design/files/FE_dict_nm.pkl",
+        "84da7b23a9af22256cc002b19f0063a1277c56123b021e71ee84495439776f32",
+    ),
+    # Both splits in one table; the published record holds the validation labels only inside
+    # calculation outputs, so there is no address to take it from.
+    SourceFile("qe/labels.csv.gz", None),
+)
+"""What ``crystal-gym data build mp20`` reads."""
+
+
+def fetch(
+    files: Sequence[SourceFile] = MP20_FILES,
+    *,
+    source: Path | str | None = None,
+    target: Path | str | None = None,
+    progress: bool = False,
+) -> Iterator[str]:
+    """Bring files into the data folder, yielding one line about each.
+
+    A file that is there already and sound is left alone. A download that broke off goes on where
+    it stopped. A file is put in its place only after it was checked.
+
+    Args:
+        files: What to fetch.
+        source: Take the files from this folder (laid out alike; CSV files may be gzipped) instead.
+        target: The data folder; defaults to ``raw`` in the user's cache.
+        progress: Show a progress bar on standard error.
+
+    Raises:
+        FileNotFoundError: If the source folder lacks a file that cannot be done without.
+        ValueError: If a file is truncated or was tampered with.
+        ConnectionError: If an address does not answer.
+    """
+    folder = Path(target) if target is not None else cache_dir() / "raw"
+    if source is not None and not Path(source).is_dir():
+        raise FileNotFoundError(
+            f"--from {source}: there is no such folder; expected one that holds mp20/ and qe/"
+        )
+    for file in files:
+        if source is not None:
+            yield _copy(file, Path(source), folder)
+        else:
+            yield _download(file, folder, progress)
+
+
+def _copy(file: SourceFile, source: Path, folder: Path) -> str:
+    found = next((p for p in _variants(source / file.path) if p.exists()), None)
+    if found is None:
+        if file.url is None or file.path.startswith("qe/release"):
+            return f"{file.path}: not in {source}, left out"
+        raise FileNotFoundError(f"{source / file.path} does not exist (nor .gz): expected it there")
+    goal = folder / found.relative_to(source)
+    if goal.exists() and sha256_of(goal) == sha256_of(found):
+        return f"{file.path}: already there"
+    with atomic_path(goal) as temporary:
+        shutil.copyfile(found, temporary)
+        _check(file, temporary, found)
+    return f"{file.path}: copied from {found}"
+
+
+def _variants(path: Path) -> tuple[Path, Path]:
+    return path, path.with_name(path.name + ".gz")
+
+
+def _download(file: SourceFile, folder: Path, progress: bool) -> str:
+    goal = folder / file.path
+    if any(p.exists() for p in _variants(goal)):
+        return f"{file.path}: already there"
+    if file.url is None:
+        return f"{file.path}: has no public address, left out (take it from a folder with --from)"
+    goal.parent.mkdir(parents=True, exist_ok=True)
+    partial = goal.with_name(f".{goal.name}.download")
+    _stream(file.url, partial, progress)
+    try:
+        _check(file, partial, file.url)
+    except ValueError:
+        partial.unlink()  # it would only be continued from a wrong beginning
+        raise
+    partial.replace(goal)
+    return f"{file.path}: downloaded from {file.url}"
+
+
+def _stream(url: str, partial: Path, progress: bool) -> None:
+    """Append what is missing of ``url`` to ``partial``."""
+    start = partial.stat().st_size if partial.exists() else 0
+    headers = {"User-Agent": "crystal-gym", **({"Range": f"bytes={start}-"} if start else {})}
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310  (addresses are ours)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
+            resumed = response.status == 206
+            total = int(response.headers.get("Content-Length") or 0) + (start if resumed else 0)
+            if total > _MAX_BYTES:
+                raise ValueError(f"{url} is {total:,} bytes: expected at most {_MAX_BYTES:,}")
+            with (
+                open(partial, "ab" if resumed else "wb") as out,
+                tqdm(
+                    total=total or None,
+                    initial=start if resumed else 0,
+                    unit="B",
+                    unit_scale=True,
+                    desc=url.rsplit("/", 1)[-1],
+                    disable=not progress,
+                ) as bar,
+            ):
+                while chunk := response.read(_CHUNK):
+                    out.write(chunk)
+                    bar.update(len(chunk))
+                received = out.tell()
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing is missing: the last attempt broke off after the last byte
+            return
+        raise ConnectionError(_unreachable(url, error)) from error
+    except OSError as error:
+        raise ConnectionError(_unreachable(url, error)) from error
+    if total and received < total:
+        raise ConnectionError(
+            f"{url} broke off after {received:,} of {total:,} bytes: run the same command again, "
+            "it goes on from there"
+        )
+
+
+def _unreachable(url: str, error: Exception) -> str:
+    return (
+        f"{url} cannot be fetched ({error}): check the connection and run the same command again, "
+        "or take the files from a folder with --from DIR"
+    )
+
+
+def _check(file: SourceFile, path: Path, origin: Path | str) -> None:
+    digest = sha256_of(path)
+    if file.sha256 is not None and digest != file.sha256:
+        raise ValueError(
+            f"{origin} is truncated or was changed: its SHA-256 is {digest[:16]}..., expected "
+            f"{file.sha256[:16]}...; nothing was replaced, fetch it again"
+        )
+    if file.sha256 is None and file.path.startswith("mp20/"):
+        _check_csv(path, str(origin))
+    if file.path.endswith(".pkl"):
+        load_plain_pickle(path)
+
+
+def _check_csv(path: Path, origin: str) -> None:
+    """Parse a CSV under its own ending: the temporary file's name does not tell gzip from text."""
+    with open(path, "rb") as raw:
+        zipped = raw.read(2) == b"\x1f\x8b"
+    named = path.with_name(path.name + (".csv.gz" if zipped else ".csv"))
+    path.rename(named)
+    try:
+        read_cdvae_csv(named)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(named), origin)) from error
+    finally:
+        named.rename(path)
+
+
+def sha256_of(path: Path | str) -> str:
+    """Return the SHA-256 of a file as hex digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

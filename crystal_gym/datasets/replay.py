@@ -1,0 +1,304 @@
+"""Datasets as d3rlpy replay buffers: columnar, sampled and relabelled at once for a whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import d3rlpy
+import minari
+import numpy as np
+from d3rlpy.constants import ActionSpace
+from d3rlpy.dataset import Episode, ReplayBuffer, Signature, Transition, TransitionMiniBatch
+from numpy.typing import NDArray
+
+from crystal_gym.datasets.minari_io import read_trajectories
+from crystal_gym.datasets.relabel import TargetSampler, terminal_rewards
+from crystal_gym.datasets.trajectories import Trajectories
+from crystal_gym.elements import N_ELEMENTS
+from crystal_gym.envs.observations import COMPACT_HEADER, compact_rows
+from crystal_gym.rewards import Reward
+
+__all__ = ["CrystalReplayBuffer", "load_d3rlpy"]
+
+_TOKENS = len(COMPACT_HEADER)  # first token column of a compact row
+
+
+def load_d3rlpy(
+    dataset: str | minari.MinariDataset | Trajectories,
+    target_gap: float | Sequence[float] | str | None = 3.0,
+    *,
+    reward: str | Reward = "formation",
+    failure_reward: float = 0.0,
+    seed: int = 0,
+    progress: bool = False,
+) -> CrystalReplayBuffer:
+    """Return a d3rlpy replay buffer of a dataset, its rewards recomputed for the target.
+
+    Observations are compact rows (:func:`crystal_gym.envs.observations.compact_rows`): 25 numbers
+    that the encoders of :mod:`crystal_gym.agents` expand to graphs on the device.
+
+    Args:
+        dataset: Minari id such as ``"crystal-mp20-v0"``, a Minari dataset, or trajectories.
+        target_gap: eV; a number, a list of numbers (one drawn for each sample), ``"uniform"``
+            (0 to 6 eV), ``"hindsight"`` (the crystal's own gap), or None: no target in the state,
+            and only the energy in the reward.
+        reward: A built-in reward's name or any callable, as in ``gym.make``.
+        failure_reward: Reward where a property is unknown, as in ``gym.make``.
+        seed: Of the sampling.
+        progress: Show a progress bar while reading.
+
+    Raises:
+        ValueError: If the dataset is not there or does not hold compact observations, or the
+            target is no gap.
+    """
+    sampler = TargetSampler(target_gap)
+    if isinstance(dataset, str):
+        local = minari.list_local_datasets()
+        if dataset not in local:
+            raise ValueError(
+                f"dataset {dataset!r} is not on this machine (there are: "
+                f"{', '.join(sorted(local)) or 'none'}): run `crystal-gym data build mp20` or "
+                "`crystal-gym data build mini`"
+            )
+        dataset = minari.load_dataset(dataset)
+    if not isinstance(dataset, Trajectories):
+        dataset = read_trajectories(dataset, progress=progress)
+    return CrystalReplayBuffer(
+        dataset, sampler, reward=reward, failure_reward=failure_reward, seed=seed
+    )
+
+
+class CrystalReplayBuffer(ReplayBuffer):  # type: ignore[misc]
+    """A fixed dataset of crystal trajectories.
+
+    A batch is a few array look-ups; the target of each sample is drawn when it is sampled, and
+    its reward computed then. The next observation of a terminal transition is the finished
+    crystal, not a row of zeros.
+
+    Args:
+        trajectories: The episodes.
+        targets: Draws the targets.
+        reward: As in ``gym.make``.
+        failure_reward: As in ``gym.make``.
+        seed: Of the sampling.
+    """
+
+    def __init__(
+        self,
+        trajectories: Trajectories,
+        targets: TargetSampler,
+        *,
+        reward: str | Reward = "formation",
+        failure_reward: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.trajectories = trajectories
+        self.targets = targets
+        self._reward = reward
+        self._failure_reward = failure_reward
+        self._generator = np.random.default_rng(seed)
+        length = np.diff(trajectories.step_ptr)
+        last = trajectories.step_ptr[1:] - 1
+        self._terminal = np.zeros(len(trajectories.actions), dtype=bool)
+        self._terminal[last] = True
+        self._next_focus = np.append(trajectories.traversal[1:], 0).astype(np.int16)
+        self._next_focus[last] = length
+        self._next_action = np.append(trajectories.actions[1:], 0).astype(np.int16)
+        self._next_action[last] = 0
+        width = compact_rows(trajectories.skeletons, [0], trajectories.tokens[:1], [0], None).shape
+        super().__init__(
+            buffer=_Columns(self),
+            observation_signature=Signature([np.dtype(np.float32)], [(width[1],)]),
+            action_signature=Signature([np.dtype(np.int64)], [(1,)]),
+            reward_signature=Signature([np.dtype(np.float32)], [(1,)]),
+            action_space=ActionSpace.DISCRETE,
+            action_size=N_ELEMENTS,
+        )
+
+    def __repr__(self) -> str:
+        return f"CrystalReplayBuffer({self.trajectories!r}, target {self.targets.mode})"
+
+    def sample_transition_batch(self, batch_size: int) -> TransitionMiniBatch:
+        """Return a batch of transitions drawn uniformly, with replacement."""
+        index = self._generator.integers(len(self._terminal), size=batch_size)
+        return self.transitions(index, self._draw_targets(index))
+
+    def sample_transition(self) -> Transition:
+        """Return one transition."""
+        return next(iter(self.sample_transition_batch(1).transitions))
+
+    def transitions(
+        self, index: NDArray[np.int64], target_gap: NDArray[np.float64] | None
+    ) -> TransitionMiniBatch:
+        """Return the transitions of given numbers, relabelled for given targets.
+
+        Args:
+            index: Transition numbers, ``(B,)``.
+            target_gap: eV, ``(B,)``, None without a target.
+        """
+        data = self.trajectories
+        rows = np.arange(len(index))
+        observations = compact_rows(
+            data.skeletons,
+            data.skeleton[data.episode[index]],
+            data.tokens[index],
+            data.traversal[index],
+            target_gap,
+        )
+        following = observations.copy()
+        following[:, 2] = self._next_focus[index]
+        following[rows, _TOKENS + data.traversal[index]] = data.actions[index] + 1
+        terminal = self._terminal[index]
+        rewards = np.zeros((len(index), 1), dtype=np.float32)
+        if terminal.any():
+            ends = data.episode[index[terminal]]
+            target = None if target_gap is None else target_gap[terminal]
+            rewards[terminal, 0] = self.episode_rewards(ends, target)
+        return TransitionMiniBatch(
+            observations=observations,
+            actions=data.actions[index, None].astype(np.float32),
+            rewards=rewards,
+            next_observations=following,
+            next_actions=self._next_action[index, None].astype(np.float32),
+            terminals=terminal[:, None].astype(np.float32),
+            intervals=np.ones((len(index), 1), dtype=np.float32),
+            transitions=_LazyTransitions(self, index, target_gap),
+        )
+
+    def episode_rewards(
+        self, episodes: NDArray[np.integer], target_gap: NDArray[np.float64] | None
+    ) -> NDArray[np.float64]:
+        """Return the terminal rewards of episodes for given targets, float64 ``(B,)``."""
+        data = self.trajectories
+        rewards = terminal_rewards(
+            self._reward,
+            data.total_energy_ry[episodes],
+            data.formation_energy_ev_per_atom[episodes],
+            data.band_gap_ev[episodes],
+            target_gap,
+        )
+        return np.where(np.isnan(rewards), self._failure_reward, rewards)
+
+    def _draw_targets(self, index: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        gaps = self.trajectories.band_gap_ev[self.trajectories.episode[index]]
+        return self.targets.sample(gaps, self._generator)
+
+    def episode(self, number: int) -> Episode:
+        """Return one episode in d3rlpy's form, with one target drawn for all its steps."""
+        data = self.trajectories
+        index = np.arange(data.step_ptr[number], data.step_ptr[number + 1])
+        target = self._draw_targets(index[:1])
+        batch = self.transitions(index, None if target is None else np.repeat(target, len(index)))
+        return Episode(
+            observations=batch.observations,
+            actions=batch.actions.astype(np.int64),
+            rewards=batch.rewards,
+            terminated=True,
+        )
+
+    @property
+    def episodes(self) -> Sequence[Episode]:
+        """The episodes in d3rlpy's form, made when they are asked for."""
+        return _LazyEpisodes(self)
+
+    def size(self) -> int:
+        """Return the number of episodes."""
+        return len(self.trajectories)
+
+    @property
+    def transition_count(self) -> int:
+        """The number of transitions."""
+        return len(self._terminal)
+
+    def append(self, observation: Any, action: Any, reward: Any) -> None:
+        """Refuse: the dataset is fixed."""
+        raise ValueError(_FIXED)
+
+    def append_episode(self, episode: Any) -> None:
+        """Refuse: the dataset is fixed."""
+        raise ValueError(_FIXED)
+
+    def dump(self, f: BinaryIO | Path) -> None:
+        """Refuse: the dataset is on disk already."""
+        raise ValueError(_FIXED)
+
+
+_FIXED = (
+    "this replay buffer is a view of a dataset on disk and takes nothing in: for online training "
+    "use d3rlpy.dataset.create_fifo_replay_buffer"
+)
+
+
+class _LazyTransitions(Sequence[Transition]):
+    """The transitions of a batch one by one, for the few algorithms that ask for them."""
+
+    def __init__(
+        self,
+        buffer: CrystalReplayBuffer,
+        index: NDArray[np.int64],
+        target_gap: NDArray[np.float64] | None,
+    ) -> None:
+        self._buffer, self._index, self._target_gap = buffer, index, target_gap
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, i: Any) -> Any:
+        data = self._buffer.trajectories
+        index = int(self._index[i])
+        number = int(data.episode[index])
+        rest = np.arange(index, data.step_ptr[number + 1])
+        target = None if self._target_gap is None else np.full(len(rest), self._target_gap[i])
+        batch = self._buffer.transitions(rest, target)
+        return Transition(
+            observation=batch.observations[0],
+            action=batch.actions[0].astype(np.int64),
+            reward=batch.rewards[0],
+            next_observation=batch.next_observations[0],
+            next_action=batch.next_actions[0].astype(np.int64),
+            terminal=float(batch.terminals[0, 0]),
+            interval=1,
+            rewards_to_go=batch.rewards,
+        )
+
+    def __iter__(self) -> Iterator[Transition]:
+        return (self[i] for i in range(len(self)))
+
+
+class _LazyEpisodes(Sequence[Episode]):
+    def __init__(self, buffer: CrystalReplayBuffer) -> None:
+        self._buffer = buffer
+
+    def __len__(self) -> int:
+        return self._buffer.size()
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._buffer.episode(range(len(self))[i])
+
+
+class _Columns(d3rlpy.dataset.BufferProtocol):  # type: ignore[misc]
+    """d3rlpy's view of the storage: transition number to (episode, step)."""
+
+    def __init__(self, buffer: CrystalReplayBuffer) -> None:
+        self._buffer = buffer
+
+    def append(self, episode: Any, index: int) -> None:
+        raise ValueError(_FIXED)
+
+    @property
+    def episodes(self) -> Sequence[Episode]:
+        return self._buffer.episodes
+
+    def __len__(self) -> int:
+        return self._buffer.transition_count
+
+    @property
+    def transition_count(self) -> int:
+        return self._buffer.transition_count
+
+    def __getitem__(self, index: int) -> tuple[Episode, int]:
+        data = self._buffer.trajectories
+        number = int(data.episode[index])
+        return self._buffer.episode(number), int(index - data.step_ptr[number])
