@@ -7,21 +7,20 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from crystal_gym.agents.batch import rows_to_batch
+from crystal_gym.agents.kernels import softplus2
+from crystal_gym.agents.megnet import FOCUS_FORMS, MEGNet
 from d3rlpy.models.encoders import EncoderFactory, register_encoder_factory
 from d3rlpy.models.torch import Encoder, EncoderWithAction
 from d3rlpy.serializable_config import CONFIG_STORAGE
 from torch import Tensor, nn
-
-from crystal_gym.agents.batch import rows_to_batch
-from crystal_gym.agents.kernels import softplus2
-from crystal_gym.agents.megnet import FOCUS_FORMS, MEGNet
 
 __all__ = ["PRESETS", "MEGNetEncoder", "MEGNetEncoderFactory", "MEGNetEncoderWithAction"]
 
 PRESETS: dict[str, Callable[[str], MEGNet]] = {"paper": MEGNet}
 """Networks by the name that :class:`MEGNetEncoderFactory` takes, each built from ``focus``."""
 
-_CPU_CHUNK = 128
+_CPU_CHUNK = 4096
 """Rows that go through the network at once on a CPU.
 
 The activations of so many crystals stay in the second-level cache; one pass over a batch of 1,024

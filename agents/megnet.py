@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from crystal_gym.agents.batch import GraphBatch
+from crystal_gym.agents.kernels import attention_pool, edge_mlp, mlp, segment_sum, spread
 from torch import Tensor, nn
 from torch_geometric.nn.aggr import Set2Set
 
-from crystal_gym.agents.batch import GraphBatch
-from crystal_gym.agents.kernels import attention_pool, dense, edge_dense, segment_sum, spread
 from crystal_gym.elements import N_ELEMENTS
 
 __all__ = ["FOCUS_FORMS", "MEGNet"]
@@ -85,9 +85,7 @@ class _MLP(nn.Module):
         self.layers = nn.ModuleList(map(nn.Linear, sizes[:-1], sizes[1:]))
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = dense(x, layer.weight, layer.bias)
-        return x
+        return mlp(x, *(p for layer in self.layers for p in (layer.weight, layer.bias)))
 
 
 class _EdgeMLP(_MLP):
@@ -102,14 +100,19 @@ class _EdgeMLP(_MLP):
         # as published averages where they end. So source and target swap roles. Every bond is
         # there in both directions with the same features, hence the result is the same.
         at_target, at_source, of_edge, of_state = first.weight.split(_WIDTH, 1)
-        state = topology.at_nodes(torch.addmm(first.bias, state, of_state.t()))
-        ends = torch.cat([torch.addmm(state, nodes, at_source.t()), nodes @ at_target.t()])
-        x = edge_dense(
-            edges, of_edge, ends, topology.pairs, topology.incident, topology.incident_start
+        ends = torch.cat(
+            [nodes @ at_source.t() + topology.at_nodes(state @ of_state.t()), nodes @ at_target.t()]
         )
-        for layer in others:
-            x = dense(x, layer.weight, layer.bias)
-        return x
+        return edge_mlp(
+            edges,
+            ends,
+            topology.pairs,
+            topology.incident,
+            topology.incident_start,
+            of_edge,
+            first.bias,
+            *(p for layer in others for p in (layer.weight, layer.bias)),
+        )
 
 
 class _Block(nn.Module):
@@ -189,7 +192,9 @@ class MEGNet(nn.Module):
     def __init__(self, focus: str = "node") -> None:
         super().__init__()
         if focus not in FOCUS_FORMS:
-            raise ValueError(f"focus={focus!r} is unknown: expected one of {', '.join(FOCUS_FORMS)}")
+            raise ValueError(
+                f"focus={focus!r} is unknown: expected one of {', '.join(FOCUS_FORMS)}"
+            )
         self.embed_element = nn.Embedding(N_ELEMENTS + 1, 16)
         self.focus_vector: nn.Parameter | None = None
         self.embed_focus: nn.Embedding | None = None
@@ -215,9 +220,7 @@ class MEGNet(nn.Module):
             edges, nodes, state = block(edges, nodes, state, topology)
         pooled = [
             self.pool_nodes(nodes, batch.node_graph, batch.node_start),
-            self.pool_edges(
-                edges, batch.edge_graph, batch.edge_start, weight=batch.edge_weight
-            ),
+            self.pool_edges(edges, batch.edge_graph, batch.edge_start, weight=batch.edge_weight),
             state,
         ]
         return self.readout(torch.cat(pooled, 1))

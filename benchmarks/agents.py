@@ -17,9 +17,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from crystal_gym.agents import CrystalCQLConfig, GreedyPolicy, MEGNetEncoderFactory
 from d3rlpy.torch_utility import TorchMiniBatch
 
-from crystal_gym.agents import CrystalCQLConfig, GreedyPolicy, MEGNetEncoderFactory
 from crystal_gym.elements import N_ELEMENTS
 from crystal_gym.envs.observations import compact_rows
 from crystal_gym.graphs import Geometry
@@ -98,9 +98,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
-    skeletons = (
-        SkeletonSet.load(args.skeletons) if args.skeletons else random_skeletons(1000, rng)
-    )
+    skeletons = SkeletonSet.load(args.skeletons) if args.skeletons else random_skeletons(1000, rng)
     weights = skeletons.n_sites / skeletons.n_sites.sum()
     print(
         f"{len(skeletons)} skeletons; a transition sees {weights @ skeletons.n_sites:.1f} sites "

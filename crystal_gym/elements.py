@@ -131,8 +131,12 @@ def formula_counts(tokens: NDArray[np.integer]) -> dict[str, int]:
 # Allen-like electronegativity order is pymatgen's job; a formula only has to be unambiguous and
 # familiar, so metals come first as in the classes above, then nonmetals, then halogens.
 _FORMULA_RANK = np.argsort(
-    np.argsort([(0, 0, 1, 2, 3, 4, 4, 1, 1)[c] * 1000 + z
-                for c, z in zip(ELEMENT_CLASS, ATOMIC_NUMBERS, strict=True)])
+    np.argsort(
+        [
+            (0, 0, 1, 2, 3, 4, 4, 1, 1)[c] * 1000 + z
+            for c, z in zip(ELEMENT_CLASS, ATOMIC_NUMBERS, strict=True)
+        ]
+    )
 )
 
 

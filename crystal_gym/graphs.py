@@ -8,8 +8,8 @@ Nothing in this module ever sees an element.
 from __future__ import annotations
 
 import hashlib
-import io
 import sqlite3
+import struct
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -37,7 +37,7 @@ SYMPREC = 0.01
 """Tolerance (Å) of the symmetry search: spglib's and pymatgen's usual value."""
 
 # Part of every cache key: raise it whenever the analysis below could give another answer.
-_ANALYSIS_VERSION = 1
+_ANALYSIS_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,25 +262,29 @@ class GeometryCache:
             )
 
 
+_HEADER = struct.Struct("<4i")  # edges, operations, sites, space group number
+
+
 def _encode(geometry: Geometry) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        edge_index=geometry.edge_index,
-        edge_image=geometry.edge_image,
-        edge_length=geometry.edge_length,
-        permutations=geometry.permutations,
-        space_group_number=np.int64(geometry.space_group_number),
+    header = _HEADER.pack(
+        len(geometry.edge_length), *geometry.permutations.shape, geometry.space_group_number
     )
-    return buffer.getvalue()
+    arrays = geometry.edge_index, geometry.edge_image, geometry.permutations, geometry.edge_length
+    return header + b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)
 
 
 def _decode(blob: bytes) -> Geometry:
-    with np.load(io.BytesIO(blob), allow_pickle=False) as arrays:
-        return Geometry(
-            arrays["edge_index"],
-            arrays["edge_image"],
-            arrays["edge_length"],
-            arrays["permutations"],
-            int(arrays["space_group_number"]),
-        )
+    n_edges, n_operations, n_sites, number = _HEADER.unpack_from(blob)
+    sizes = [2 * n_edges, 3 * n_edges, n_operations * n_sites]
+    ends = _HEADER.size + 2 * np.cumsum([0, *sizes])
+    index, image, rows = (
+        np.frombuffer(blob, np.int16, count=size, offset=int(start))
+        for size, start in zip(sizes, ends, strict=False)
+    )
+    return Geometry(
+        index.reshape(2, n_edges),
+        image.reshape(n_edges, 3),
+        np.frombuffer(blob, np.float32, offset=int(ends[-1])),
+        rows.reshape(n_operations, n_sites),
+        number,
+    )

@@ -107,7 +107,8 @@ def crystal_nn_edges(
     Equals pymatgen's ``CrystalNN(distance_cutoffs=None, x_diff_weight=-1,
     porous_adjustment=False)`` (Zimmermann and Jain, RSC Advances 2020, 10, 6063,
     doi:10.1039/C9RA07755C), with a bond kept if either of its two sites finds it. A periodic
-    multigraph results, in which every bond appears once in each direction.
+    multigraph results, in which every bond appears once in each direction. Sites that coincide
+    have no polyhedra of their own; what they bond to is as arbitrary here as in pymatgen.
 
     Args:
         lattice: Lattice vectors as rows in Å, shape (3, 3).
@@ -339,6 +340,8 @@ def _relative_weights(facets: _Facets) -> FloatArray:
     """Solid angles relative to the largest of the same polyhedron, shape (n_facets,)."""
     largest = np.zeros(len(facets.circumradius))
     np.maximum.at(largest, facets.center, facets.solid_angle)
+    # An unbounded polyhedron, never accepted, may have no bounded facet but degenerate ones.
+    largest[largest == 0.0] = 1.0
     return facets.solid_angle / largest[facets.center]
 
 

@@ -142,4 +142,3 @@ def _build(named: Sequence[tuple[str | None, Any]]) -> SkeletonSet:
         position, reason = next(iter(problems.items()))
         raise ValueError(f"{cells[position].name} has no usable graph: {reason}")
     return skeletons
-

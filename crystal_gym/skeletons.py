@@ -34,7 +34,14 @@ from crystal_gym.graphs import (
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-__all__ = ["Cell", "Skeleton", "SkeletonSet", "build_skeletons", "filled_structure", "registered_set"]
+__all__ = [
+    "Cell",
+    "Skeleton",
+    "SkeletonSet",
+    "build_skeletons",
+    "filled_structure",
+    "registered_set",
+]
 
 _FORMAT = 1
 
@@ -487,4 +494,3 @@ def _bar(items: Sequence[Any], description: str, show: bool) -> Iterator[Any]:
     from tqdm import tqdm
 
     return iter(tqdm(items, desc=description, disable=not show, unit="crystal"))
-

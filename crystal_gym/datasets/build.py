@@ -156,9 +156,11 @@ def labelled_table(
     labels = [label for label in labels if label.position in by_position]
     wanted = [by_position[label.position] for label in labels]
     with _pool(workers, len(wanted)) as executor:
-        results = list(executor.map(_parse_row, wanted, chunksize=32)) if executor else [
-            _parse_row(row) for row in wanted
-        ]
+        results = (
+            list(executor.map(_parse_row, wanted, chunksize=32))
+            if executor
+            else [_parse_row(row) for row in wanted]
+        )
         pairs: list[tuple[Cell, Label]] = []
         for row, label, result in zip(wanted, labels, results, strict=True):
             if isinstance(result, Cell):
@@ -237,7 +239,9 @@ def build_mini_set(labels: Path | str, folder: Path | str) -> PropertyTable:
         skeletons=skeletons,
         skeleton=np.arange(len(cells)),
         tokens=skeletons.reference,
-        total_energy_ry=np.array([e["total_energy_ry"] if e["status"] == "ok" else nan for e in entries]),
+        total_energy_ry=np.array(
+            [e["total_energy_ry"] if e["status"] == "ok" else nan for e in entries]
+        ),
         formation_energy_ev_per_atom=np.array(energy),
         band_gap_ev=np.array([e["band_gap_ev"] if e["status"] == "ok" else nan for e in entries]),
         status=np.array([Status.OK.value if good else Status.FAILED.value for good in ok]),
@@ -260,9 +264,7 @@ def _mini_cell(entry: dict) -> Cell:  # type: ignore[type-arg]
 def _mini_provenance(entry: dict) -> str:  # type: ignore[type-arg]
     if entry["status"] != "ok":
         return f"pw.x 6.7: {entry['reason']}"
-    return (
-        f"pw.x 6.7, 30/240 Ry, 3x3x3, nbnd {entry['nbnd']}; lattice: {entry['lattice_source']}"
-    )
+    return f"pw.x 6.7, 30/240 Ry, 3x3x3, nbnd {entry['nbnd']}; lattice: {entry['lattice_source']}"
 
 
 if __name__ == "__main__":  # python -m crystal_gym.datasets.build LABELS FOLDER

@@ -98,7 +98,7 @@ def write_dataset(
 
 
 def _replace_folder(new: Path, target: Path) -> None:
-    """Put ``new`` in the place of ``target``; two renames, so that no moment lacks both for long."""
+    """Put ``new`` in the place of ``target``, by renaming only."""
     old = target.with_name(f".{target.name}.building-old")
     if target.exists():
         target.rename(old)
@@ -198,12 +198,12 @@ class _EpisodeWriter:
         self._link(group, "terminations", last, length)
         self._link(group, "truncations", np.zeros(length, dtype=bool), length)
         if episode:  # Minari's EpisodeData cannot be printed without infos: one serves all
-            group.links.create_hard("infos".encode(), self._file.id, b"episode_0/infos")
+            group.links.create_hard(b"infos", self._file.id, b"episode_0/infos")
         else:
             self._group(group, "infos")
-        attributes = h5py.Group(group).attrs
+        h5py.Group(group).attrs["options/material_id"] = skeleton.name
         for name, value in self._metadata(episode, skeleton, order).items():
-            attributes[name] = value
+            self._attribute(group, name, np.asarray(value))
 
     def _metadata(
         self, episode: int, skeleton: Skeleton, order: NDArray[np.int16]
@@ -212,7 +212,6 @@ class _EpisodeWriter:
         return {
             "id": episode,
             "total_steps": len(order),
-            "options/material_id": skeleton.name,
             "options/band_gap_ev": data.band_gap_ev[episode],
             "options/formation_energy_ev_per_atom": data.formation_energy_ev_per_atom[episode],
             "options/total_energy_ry": data.total_energy_ry[episode],
@@ -230,9 +229,15 @@ class _EpisodeWriter:
 
     def _array(self, parent: Any, name: str, array: NDArray[Any]) -> None:
         kind = h5py.h5t.py_create(array.dtype, logical=True)
-        space = h5py.h5s.create_simple(array.shape)
-        dataset = h5py.h5d.create(parent, name.encode(), kind, space, self._array_settings)
+        settings = self._array_settings
+        dataset = h5py.h5d.create(parent, name.encode(), kind, _space(array.shape), settings)
         dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(array))
+
+    def _attribute(self, group: Any, name: str, value: NDArray[Any]) -> None:
+        # h5py's attrs writes under a temporary name and renames: three times the work.
+        kind = h5py.h5t.py_create(value.dtype, logical=True)
+        attribute = h5py.h5a.create(group, name.encode(), kind, _space(value.shape))
+        attribute.write(np.ascontiguousarray(value))
 
     def _link(self, parent: Any, name: str, array: NDArray[Any], key: int) -> None:
         """Store an array that ``name`` and ``key`` determine once, and link to it."""
@@ -242,6 +247,10 @@ class _EpisodeWriter:
             self._shared[name, key] = h5py.h5d.open(parent, name.encode())
         else:
             h5py.h5o.link(home, parent, name.encode())
+
+
+def _space(shape: tuple[int, ...]) -> Any:
+    return h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
 
 
 def _smallest(integers: NDArray[np.int16]) -> NDArray[Any]:

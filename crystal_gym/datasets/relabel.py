@@ -13,7 +13,7 @@ from crystal_gym.envs.crystal_fill import check_target_gap
 from crystal_gym.oracles import Properties
 from crystal_gym.rewards import Reward, make_reward
 
-__all__ = ["TargetSampler", "UNIFORM_RANGE_EV", "terminal_rewards"]
+__all__ = ["UNIFORM_RANGE_EV", "TargetSampler", "terminal_rewards"]
 
 UNIFORM_RANGE_EV = (0.0, 6.0)
 """Targets of ``"uniform"``: 95% of the training gaps lie below 5 eV."""
@@ -104,7 +104,5 @@ def terminal_rewards(
         return result
     targets = [None] * len(band_gap_ev) if target_gap is None else target_gap.tolist()
     rows = zip(*(c.tolist() for c in columns), strict=True)
-    single = [
-        function(Properties(*row), target) for row, target in zip(rows, targets, strict=True)
-    ]
+    single = [function(Properties(*row), target) for row, target in zip(rows, targets, strict=True)]
     return np.array([np.nan if r is None else r for r in single], dtype=np.float64)

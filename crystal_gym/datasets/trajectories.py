@@ -79,6 +79,22 @@ class Trajectories:
             tokens[rows] = np.where(before, final[episode], 0)
         return tokens
 
+    def subset(self, episodes: NDArray[np.integer]) -> Trajectories:
+        """Return only some episodes, by number."""
+        lengths = np.diff(self.step_ptr)[episodes]
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        steps = np.repeat(self.step_ptr[episodes] - ends[:-1], lengths) + np.arange(ends[-1])
+        return Trajectories(
+            skeletons=self.skeletons,
+            skeleton=self.skeleton[episodes],
+            step_ptr=ends,
+            traversal=self.traversal[steps],
+            actions=self.actions[steps],
+            total_energy_ry=self.total_energy_ry[episodes],
+            formation_energy_ev_per_atom=self.formation_energy_ev_per_atom[episodes],
+            band_gap_ev=self.band_gap_ev[episodes],
+        )
+
     def final_tokens(self, episode: int) -> NDArray[np.int16]:
         """Return the finished crystal of one episode, ``(n_sites,)``."""
         steps = slice(int(self.step_ptr[episode]), int(self.step_ptr[episode + 1]))

@@ -74,9 +74,7 @@ def exact_match(tokens: Tokens, task: Task) -> float:
     return hits / len(task)
 
 
-def same_crystal(
-    permutations: NDArray[np.int16], tokens: Tokens, other: Tokens
-) -> bool:
+def same_crystal(permutations: NDArray[np.int16], tokens: Tokens, other: Tokens) -> bool:
     """Return whether a symmetry operation turns one filling, ``(n_sites,)``, into the other."""
     return bool((tokens[permutations] == other).all(axis=1).any())
 

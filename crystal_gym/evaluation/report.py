@@ -73,14 +73,20 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """Return rows as an aligned Markdown table; the first is the header."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     aligned = [
-        "| " + " | ".join(
+        "| "
+        + " | ".join(
             cell.ljust(width) if i == 0 else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ) + " |"
+        )
+        + " |"
         for row in rows
     ]
-    rule = "|" + "|".join(
-        ("-" * (width + 2)) if i == 0 else ("-" * (width + 1) + ":")
-        for i, width in enumerate(widths)
-    ) + "|"
+    rule = (
+        "|"
+        + "|".join(
+            ("-" * (width + 2)) if i == 0 else ("-" * (width + 1) + ":")
+            for i, width in enumerate(widths)
+        )
+        + "|"
+    )
     return "\n".join([aligned[0], rule, *aligned[1:]])

@@ -59,9 +59,7 @@ class PropertyTable:
 
     def __repr__(self) -> str:
         ok = int(np.count_nonzero(self.status == Status.OK.value))
-        return (
-            f"PropertyTable({len(self)} entries, {ok} ok, {len(self.skeletons)} skeletons)"
-        )
+        return f"PropertyTable({len(self)} entries, {ok} ok, {len(self.skeletons)} skeletons)"
 
     @cached_property
     def token_ptr(self) -> NDArray[np.int64]:

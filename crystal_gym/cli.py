@@ -1,0 +1,226 @@
+"""The command ``crystal-gym``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import crystal_gym
+
+__all__ = ["main"]
+
+_EXAMPLES = """examples:
+  crystal-gym quickstart                          train and judge two small policies
+  crystal-gym data list                           what is on this machine
+  crystal-gym data fetch mp20                     download MP-20 and its DFT labels
+  crystal-gym data build mp20 --from DIR          write the Minari datasets from files in DIR
+  crystal-gym data show crystal-mp20-v0           numbers about a dataset
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: Words after ``crystal-gym``; defaults to those of the process.
+
+    Returns:
+        Exit status: 0 done, 1 an error that is explained in one sentence on standard error, 2
+        wrong usage, 130 interrupted.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not hasattr(options, "run"):
+        options.parser.print_help()
+        return 2
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has left: nothing to explain
+        return 0
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        print(f"crystal-gym: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="crystal-gym",
+        description="Crystal design by reinforcement learning: data, training, evaluation.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"crystal-gym {crystal_gym.__version__}"
+    )
+    parser.set_defaults(parser=parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_quickstart(commands)
+    _add_data(commands)
+    return parser
+
+
+def _add_quickstart(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "quickstart",
+        help="train and judge two small policies in about five minutes",
+        description="Prepares crystals (MP-20 where its files are, else the bundled set), trains "
+        "c-CQL and behavioural cloning, judges both beside two baselines and writes a table and a "
+        "picture.",
+    )
+    command.add_argument(
+        "-o", "--output", type=Path, default=Path("quickstart-results"), help="folder (%(default)s)"
+    )
+    command.add_argument(
+        "--minutes", type=float, default=3.0, help="training time in all (%(default)s)"
+    )
+    command.add_argument(
+        "--crystals", type=_count, default=400, help="training crystals of MP-20 (%(default)s)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    command.set_defaults(run=_quickstart)
+
+
+def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    data = commands.add_parser("data", help="list, fetch, build and show data")
+    data.set_defaults(parser=data)
+    actions = data.add_subparsers(title="actions", metavar="ACTION")
+
+    listing = actions.add_parser("list", help="what is on this machine")
+    listing.set_defaults(run=_data_list)
+
+    fetching = actions.add_parser("fetch", help="bring source files here")
+    fetching.add_argument("what", choices=["mp20"])
+    fetching.add_argument(
+        "--from", dest="source", type=Path, metavar="DIR", help="take them from this folder"
+    )
+    fetching.set_defaults(run=_data_fetch)
+
+    building = actions.add_parser("build", help="write Minari datasets")
+    building.add_argument("what", choices=["mini", "mp20"])
+    building.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="DIR",
+        help="folder with mp20/ and qe/ (default: $CRYSTAL_GYM_DATA, or what was fetched)",
+    )
+    building.add_argument("--limit", type=_count, help="only the first crystals of each split")
+    building.add_argument("--workers", type=_count, help="processes (default: all cores)")
+    building.set_defaults(run=_data_build)
+
+    showing = actions.add_parser("show", help="numbers about a dataset")
+    showing.add_argument("dataset", help="Minari id such as crystal-mp20-v0")
+    showing.set_defaults(run=_data_show)
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is too few: expected a whole number above 0")
+    return number
+
+
+def _quickstart(options: argparse.Namespace) -> None:
+    from crystal_gym.quickstart import quickstart
+
+    text = quickstart(
+        options.output, minutes=options.minutes, crystals=options.crystals, seed=options.seed
+    )
+    print(f"\n{text}\nwritten to {options.output}: table.md, picture.png, settings.json")
+
+
+def _data_list(options: argparse.Namespace) -> None:
+    import minari
+
+    from crystal_gym.evaluation.report import markdown_table
+    from crystal_gym.files import raw_data_dir
+    from crystal_gym.sets import BUNDLED, load_skeletons
+
+    rows = [["what", "crystals", "episodes", "size", "where"]]
+    for name in BUNDLED:
+        rows.append([name, f"{len(load_skeletons(name)):,}", "", "", "bundled"])
+    for dataset_id, metadata in minari.list_local_datasets().items():
+        if dataset_id.startswith("crystal-"):
+            rows.append(_dataset_row(dataset_id, metadata))
+    raw = raw_data_dir()
+    for path in sorted(
+        [*raw.glob("mp20/*.csv*"), *raw.glob("qe/labels*"), *raw.glob("qe/*/*.pkl")]
+    ):
+        if not path.name.startswith("."):
+            rows.append([str(path.relative_to(raw)), "", "", _size(path), "source file"])
+    print(markdown_table(rows))
+    print(f"\nsource files: {raw}")
+
+
+def _dataset_row(dataset_id: str, metadata: dict[str, object]) -> list[str]:
+    from crystal_gym.sets import dataset_dir
+    from crystal_gym.skeletons import SkeletonSet
+
+    folder = dataset_dir(dataset_id)
+    crystals = ""
+    if (folder / "skeletons.npz").exists():
+        crystals = f"{len(SkeletonSet.load(folder / 'skeletons.npz')):,}"
+    episodes = f"{metadata.get('total_episodes', 0):,}"
+    return [dataset_id, crystals, episodes, _size(folder / "main_data.hdf5"), "Minari dataset"]
+
+
+def _size(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.1f} MB" if path.exists() else ""
+
+
+def _data_fetch(options: argparse.Namespace) -> None:
+    from crystal_gym.datasets.fetch import fetch
+
+    for line in fetch(source=options.source, progress=True):
+        print(line)
+
+
+def _data_build(options: argparse.Namespace) -> None:
+    from crystal_gym.datasets.build import build_mini, build_mp20
+
+    if options.what == "mini":
+        print(build_mini(progress=True))
+        return
+    for report in build_mp20(
+        options.source, limit=options.limit, workers=options.workers, progress=True
+    ):
+        print(report)
+
+
+def _data_show(options: argparse.Namespace) -> None:
+    import minari
+    import numpy as np
+
+    from crystal_gym.datasets.minari_io import read_trajectories
+    from crystal_gym.evaluation.report import markdown_table
+
+    if options.dataset not in minari.list_local_datasets():
+        raise ValueError(
+            f"dataset {options.dataset!r} is not on this machine: `crystal-gym data list` shows "
+            "what is, `crystal-gym data build mp20` builds"
+        )
+    dataset = minari.load_dataset(options.dataset)
+    data = read_trajectories(dataset, progress=True)
+    one_each = np.unique(data.skeleton, return_index=True)[1]
+    rows = [["per crystal", "mean", "median", "min", "max"]]
+    for name, values in (
+        ("sites", data.skeletons.n_sites),
+        ("directed edges", data.skeletons.n_edges),
+        ("band gap (eV, DFT)", data.band_gap_ev[one_each]),
+        ("formation energy (eV/atom, DFT)", data.formation_energy_ev_per_atom[one_each]),
+    ):
+        numbers = (values.mean(), np.median(values), values.min(), values.max())
+        rows.append([name, *(f"{n:.2f}" for n in numbers)])
+    print(
+        f"{options.dataset}: {len(one_each):,} crystals, {len(data):,} episodes, "
+        f"{len(data.actions):,} transitions\n"
+    )
+    print(markdown_table(rows))
+    print(f"\n{dataset.storage.metadata.get('description', '')}")
