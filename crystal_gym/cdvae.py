@@ -64,5 +64,5 @@ def read_cdvae_csv(path: Path | str) -> tuple[list[CrystalRow], dict[int, str]]:
 
 def _open_text(path: Path) -> io.TextIOBase:
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="")  # type: ignore[return-value]
+        return gzip.open(path, "rt", encoding="utf-8", newline="")
     return open(path, encoding="utf-8", newline="")

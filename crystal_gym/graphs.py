@@ -128,7 +128,7 @@ def symmetry_permutations(
 
     n_sites = len(frac_coords)
     dataset = spglib.get_symmetry_dataset(
-        (lattice, frac_coords, np.ones(n_sites, dtype=int)), symprec=SYMPREC
+        (lattice.tolist(), frac_coords.tolist(), [1] * n_sites), symprec=SYMPREC
     )
     if dataset is None:
         raise ValueError(

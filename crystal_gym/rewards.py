@@ -159,12 +159,15 @@ BuiltIn = FormationReward | TotalEnergyReward | EnergyReward
 
 
 def _single(reward: BuiltIn, properties: Properties, target_gap: float | None) -> float | None:
-    columns = (
-        properties.total_energy_ry,
-        properties.formation_energy_ev_per_atom,
-        properties.band_gap_ev,
+    total, formation, gap = (
+        np.nan if known is None else known
+        for known in (
+            properties.total_energy_ry,
+            properties.formation_energy_ev_per_atom,
+            properties.band_gap_ev,
+        )
     )
-    value = float(reward.values(*[np.nan if c is None else c for c in columns], target_gap))
+    value = float(reward.values(total, formation, gap, target_gap))
     return None if np.isnan(value) else value
 
 

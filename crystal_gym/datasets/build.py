@@ -21,7 +21,7 @@ from crystal_gym.files import raw_data_dir
 from crystal_gym.oracles import PropertyTable, Status, load_table
 from crystal_gym.rewards import formation_energy
 from crystal_gym.sets import DATASETS, geometry_cache
-from crystal_gym.skeletons import Cell, build_skeletons
+from crystal_gym.skeletons import Cell, SkeletonSet, build_skeletons
 from crystal_gym.structures import cell_from_structure, parse_cif
 
 __all__ = ["BuildReport", "build_mini_set", "build_mp20", "labelled_table"]
@@ -192,10 +192,10 @@ def _parse_row(row: CrystalRow) -> Cell | str:
         return str(error)
 
 
-def _table(skeletons: object, pairs: list[tuple[Cell, Label]]) -> PropertyTable:
+def _table(skeletons: SkeletonSet, pairs: list[tuple[Cell, Label]]) -> PropertyTable:
     labels = [label for _, label in pairs]
     return PropertyTable(
-        skeletons=skeletons,  # type: ignore[arg-type]
+        skeletons=skeletons,
         skeleton=np.arange(len(pairs)),
         tokens=np.concatenate([cell.reference for cell, _ in pairs]),
         total_energy_ry=np.array([x.total_energy_ry for x in labels]),
@@ -252,7 +252,7 @@ def build_mini_set(labels: Path | str, folder: Path | str) -> PropertyTable:
     return table
 
 
-def _mini_cell(entry: dict) -> Cell:  # type: ignore[type-arg]
+def _mini_cell(entry: dict) -> Cell:
     from pymatgen.core import Structure
 
     for symbol in entry["species"]:
@@ -261,7 +261,7 @@ def _mini_cell(entry: dict) -> Cell:  # type: ignore[type-arg]
     return cell_from_structure(structure, entry["name"])
 
 
-def _mini_provenance(entry: dict) -> str:  # type: ignore[type-arg]
+def _mini_provenance(entry: dict) -> str:
     if entry["status"] != "ok":
         return f"pw.x 6.7: {entry['reason']}"
     return f"pw.x 6.7, 30/240 Ry, 3x3x3, nbnd {entry['nbnd']}; lattice: {entry['lattice_source']}"

@@ -276,7 +276,7 @@ def read_trajectories(dataset: minari.MinariDataset, progress: bool = False) -> 
             "dataset of CrystalFill-v0 made with observation='compact'"
         )
     env = dataset.recover_environment()
-    skeletons = env.unwrapped.skeletons  # type: ignore[attr-defined]
+    skeletons = env.unwrapped.skeletons
     env.close()
     numbers, orders, actions, properties = [], [], [], []
     path = Path(dataset.storage.data_path) / "main_data.hdf5"

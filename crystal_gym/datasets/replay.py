@@ -70,7 +70,7 @@ def load_d3rlpy(
     )
 
 
-class CrystalReplayBuffer(ReplayBuffer):  # type: ignore[misc]
+class CrystalReplayBuffer(ReplayBuffer):
     """A fixed dataset of crystal trajectories.
 
     A batch is a few array look-ups; the target of each sample is drawn when it is sampled, and
@@ -278,7 +278,7 @@ class _LazyEpisodes(Sequence[Episode]):
         return self._buffer.episode(range(len(self))[i])
 
 
-class _Columns(d3rlpy.dataset.BufferProtocol):  # type: ignore[misc]
+class _Columns(d3rlpy.dataset.BufferProtocol):
     """d3rlpy's view of the storage: transition number to (episode, step)."""
 
     def __init__(self, buffer: CrystalReplayBuffer) -> None:

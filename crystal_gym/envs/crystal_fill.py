@@ -6,7 +6,7 @@ import math
 import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -93,7 +93,7 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
     (``"ok"`` or why there is no answer) and ``provenance``.
 
     ## Arguments
-    - ``target_gap``: eV, >= 0, or None.
+    - ``target_gap``: eV, >= 0, or None (default): the unconditional task.
     - ``skeletons``: ``"mini"`` (bundled, default), ``"mp20"``, ``"mp20-val"``, a path (CIF,
       POSCAR, extended XYZ, ASE database, CSV, a folder of these), or Structure/Atoms objects.
     - ``oracle``: ``"table"`` (of the skeleton set; the bundled one for own structures), the name
@@ -115,11 +115,11 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
     v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 2}
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 2}  # noqa: RUF012 (Gymnasium's form)
 
     def __init__(
         self,
-        target_gap: float | None,
+        target_gap: float | None = None,
         *,
         skeletons: Any = "mini",
         oracle: str | Path | Oracle = "table",

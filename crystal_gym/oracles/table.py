@@ -27,7 +27,7 @@ _FORMAT = 1
 
 # A structure in another setting (origin, axes, site order) is the same crystal as a filled
 # skeleton if it matches within these: rounding in files, not relaxation.
-_MATCH = {"ltol": 1e-3, "stol": 1e-3, "angle_tol": 0.1}
+_LENGTH_TOLERANCE, _SITE_TOLERANCE, _ANGLE_TOLERANCE = 1e-3, 1e-3, 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,7 +249,12 @@ class TableOracle:
         from pymatgen.analysis.structure_matcher import StructureMatcher
 
         matcher = StructureMatcher(
-            **_MATCH, primitive_cell=False, scale=False, attempt_supercell=False
+            ltol=_LENGTH_TOLERANCE,
+            stol=_SITE_TOLERANCE,
+            angle_tol=_ANGLE_TOLERANCE,
+            primitive_cell=False,
+            scale=False,
+            attempt_supercell=False,
         )
         structure = make()
         for entry in candidates:
