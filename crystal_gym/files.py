@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-__all__ = ["atomic_path", "cache_dir", "raw_data_dir"]
+__all__ = ["atomic_path", "cache_dir", "raw_data_dir", "sha256_of"]
 
 
 def cache_dir() -> Path:
@@ -53,3 +54,12 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path | str) -> str:
+    """Return the SHA-256 of a file as hex digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

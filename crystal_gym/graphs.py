@@ -36,8 +36,9 @@ __all__ = [
 SYMPREC = 0.01
 """Tolerance (Å) of the symmetry search: spglib's and pymatgen's usual value."""
 
-# Part of every cache key: raise it whenever the analysis below could give another answer.
-_ANALYSIS_VERSION = 2
+# Names the cache's table: raise it whenever the analysis below could give another answer.
+_ANALYSIS_VERSION = 1
+_TABLE = f"geometry_{_ANALYSIS_VERSION}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +91,7 @@ def geometry_key(lattice: NDArray[np.float64], frac_coords: NDArray[np.float64])
     cell = np.round(lattice_parameters(lattice) * np.array([1e5] * 3 + [1e4] * 3))
     sites = _rounded_sites(frac_coords)
     sites = sites[np.lexsort(sites.T[::-1])]
-    digest = hashlib.sha256(f"geometry {_ANALYSIS_VERSION}".encode())
+    digest = hashlib.sha256()
     digest.update(cell.astype("<i8").tobytes())
     digest.update(sites.astype("<i8").tobytes())
     return digest.hexdigest()[:16]
@@ -227,7 +228,7 @@ class GeometryCache:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, timeout=60)
         connection.execute(
-            "CREATE TABLE IF NOT EXISTS geometry (key TEXT PRIMARY KEY, arrays BLOB NOT NULL)"
+            f"CREATE TABLE IF NOT EXISTS {_TABLE} (key TEXT PRIMARY KEY, arrays BLOB NOT NULL)"
         )
         return connection
 
@@ -241,7 +242,7 @@ class GeometryCache:
             for first in range(0, len(wanted), 500):  # SQLite bounds the variables of a query
                 some = wanted[first : first + 500]
                 marks = ",".join("?" * len(some))
-                query = f"SELECT key, arrays FROM geometry WHERE key IN ({marks})"
+                query = f"SELECT key, arrays FROM {_TABLE} WHERE key IN ({marks})"
                 found.update((key, _decode(blob)) for key, blob in connection.execute(query, some))
         return found
 
@@ -253,7 +254,7 @@ class GeometryCache:
         rows = [(key, _encode(g)) for key, g in geometries.items()]
         try:
             with closing(self._connect()) as connection, connection:
-                connection.executemany("INSERT OR IGNORE INTO geometry VALUES (?, ?)", rows)
+                connection.executemany(f"INSERT OR IGNORE INTO {_TABLE} VALUES (?, ?)", rows)
         except (sqlite3.Error, OSError) as error:
             warnings.warn(
                 f"graphs cannot be kept in {self.path} ({error}); they will be computed again "

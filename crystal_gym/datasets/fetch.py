@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import urllib.error
 import urllib.request
@@ -14,9 +13,9 @@ from tqdm import tqdm
 
 from crystal_gym.cdvae import read_cdvae_csv
 from crystal_gym.datasets.labels import load_plain_pickle
-from crystal_gym.files import atomic_path, cache_dir
+from crystal_gym.files import atomic_path, cache_dir, sha256_of
 
-__all__ = ["MP20_FILES", "SourceFile", "fetch", "sha256_of"]
+__all__ = ["MP20_FILES", "SourceFile", "fetch"]
 
 _CDVAE = "https://raw.githubusercontent.com/txie-93/cdvae/main/data/mp_20"
 _DESIGN = "https://raw.githubusercontent.com/chandar-lab/crystal-design"
@@ -204,12 +203,3 @@ def _check_csv(path: Path, origin: str) -> None:
         raise ValueError(str(error).replace(str(named), origin)) from error
     finally:
         named.rename(path)
-
-
-def sha256_of(path: Path | str) -> str:
-    """Return the SHA-256 of a file as hex digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -5,14 +5,17 @@ writing differs: arrays are contiguous and the file uses the newest HDF5 structu
 44,000 small episodes six times smaller and much faster to write than chunk by chunk.
 
 Beside ``main_data.hdf5`` lie ``skeletons.npz`` and ``table.npz``, so that the environment of a
-dataset travels with it.
+dataset travels with it, and ``trajectories.npz``: the same episodes as columns, which load in a
+tenth of a second where reading 43,182 HDF5 groups takes a minute. It names the checksum of the
+HDF5 file it was made with, and is left aside once that file is another.
 """
 
 from __future__ import annotations
 
 import copy
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +34,10 @@ from crystal_gym.datasets.relabel import terminal_rewards
 from crystal_gym.datasets.trajectories import Trajectories
 from crystal_gym.elements import N_ELEMENTS
 from crystal_gym.envs.observations import make_form
+from crystal_gym.files import atomic_path, sha256_of
 from crystal_gym.oracles import PropertyTable
 from crystal_gym.sets import dataset_dir
-from crystal_gym.skeletons import Skeleton
+from crystal_gym.skeletons import Skeleton, SkeletonSet
 
 __all__ = ["STORED_TARGET_EV", "DatasetCard", "read_trajectories", "write_dataset"]
 
@@ -90,6 +94,7 @@ def write_dataset(
         table.skeletons.save(data / "skeletons.npz")
         table.save(data / "table.npz")
         _write_storage(card, trajectories, data, progress)
+        _save_columns(trajectories, data)
         _replace_folder(building, target.parent)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
@@ -134,7 +139,7 @@ def _write_storage(
         trajectories.band_gap_ev,
         np.full(len(trajectories), STORED_TARGET_EV),
     )
-    with h5py.File(data / "main_data.hdf5", "w", libver="latest") as file:
+    with h5py.File(data / _EPISODES, "w", libver="latest") as file:
         writer = _EpisodeWriter(file, trajectories)
         for episode in tqdm(
             range(len(trajectories)), desc="episodes", unit="episode", disable=not progress
@@ -228,14 +233,14 @@ class _EpisodeWriter:
         return h5py.h5g.create(parent, name.encode(), gcpl=self._group_settings)
 
     def _array(self, parent: Any, name: str, array: NDArray[Any]) -> None:
-        kind = h5py.h5t.py_create(array.dtype, logical=True)
+        kind = _kind(array.dtype)
         settings = self._array_settings
         dataset = h5py.h5d.create(parent, name.encode(), kind, _space(array.shape), settings)
         dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(array))
 
     def _attribute(self, group: Any, name: str, value: NDArray[Any]) -> None:
         # h5py's attrs writes under a temporary name and renames: three times the work.
-        kind = h5py.h5t.py_create(value.dtype, logical=True)
+        kind = _kind(value.dtype)
         attribute = h5py.h5a.create(group, name.encode(), kind, _space(value.shape))
         attribute.write(np.ascontiguousarray(value))
 
@@ -249,6 +254,12 @@ class _EpisodeWriter:
             h5py.h5o.link(home, parent, name.encode())
 
 
+@cache
+def _kind(dtype: np.dtype[Any]) -> Any:
+    return h5py.h5t.py_create(dtype, logical=True)
+
+
+@cache
 def _space(shape: tuple[int, ...]) -> Any:
     return h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
 
@@ -276,11 +287,48 @@ def read_trajectories(dataset: minari.MinariDataset, progress: bool = False) -> 
             "dataset of CrystalFill-v0 made with observation='compact'"
         )
     env = dataset.recover_environment()
-    skeletons = env.unwrapped.skeletons
+    skeletons = env.unwrapped.skeletons  # type: ignore[attr-defined]
     env.close()
+    folder = Path(dataset.storage.data_path)
+    columns = _load_columns(folder, skeletons)
+    if columns is not None:
+        return columns.subset(dataset.episode_indices)
+    return _read_episodes(dataset, folder, skeletons, progress)
+
+
+def _save_columns(trajectories: Trajectories, folder: Path) -> None:
+    columns = {f.name: getattr(trajectories, f.name) for f in fields(Trajectories)}
+    del columns["skeletons"]
+    with (
+        atomic_path(folder / _COLUMNS) as temporary,
+        open(temporary, "wb") as file,
+    ):
+        np.savez_compressed(
+            file,
+            hdf5_sha256=np.array(sha256_of(folder / _EPISODES)),
+            table_id=np.int64(trajectories.skeletons.table_id),
+            **columns,
+        )
+
+
+def _load_columns(folder: Path, skeletons: SkeletonSet) -> Trajectories | None:
+    """Return the columns if they were made of this very HDF5 file and skeleton set."""
+    if not (folder / _COLUMNS).exists():
+        return None
+    with np.load(folder / _COLUMNS, allow_pickle=False) as file:
+        if int(file["table_id"]) != skeletons.table_id:
+            return None
+        if str(file["hdf5_sha256"]) != sha256_of(folder / _EPISODES):
+            return None
+        names = [f.name for f in fields(Trajectories) if f.name != "skeletons"]
+        return Trajectories(skeletons=skeletons, **{name: file[name] for name in names})
+
+
+def _read_episodes(
+    dataset: minari.MinariDataset, folder: Path, skeletons: SkeletonSet, progress: bool
+) -> Trajectories:
     numbers, orders, actions, properties = [], [], [], []
-    path = Path(dataset.storage.data_path) / "main_data.hdf5"
-    with h5py.File(path, "r") as file:
+    with h5py.File(folder / _EPISODES, "r") as file:
         for episode in tqdm(
             dataset.episode_indices, desc="reading", unit="episode", disable=not progress
         ):
@@ -307,3 +355,5 @@ def read_trajectories(dataset: minari.MinariDataset, progress: bool = False) -> 
 
 
 _PROPERTIES = ("total_energy_ry", "formation_energy_ev_per_atom", "band_gap_ev")
+_COLUMNS = "trajectories.npz"
+_EPISODES = "main_data.hdf5"

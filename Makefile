@@ -1,0 +1,41 @@
+# Two commands do everything on a fresh machine: make quickstart, make test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Training and tests use few threads each; more would only fight over the cores.
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: quickstart test lint mini clean
+
+quickstart: $(VENV)/ready
+	$(BIN)/crystal-gym quickstart
+
+test: $(VENV)/ready-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	# Type checkers do not follow agents/ -> crystal_gym.agents in a checkout: check an install.
+	rm -rf build
+	$(BIN)/pip install --quiet --no-deps --target build/typed .
+	$(BIN)/mypy build/typed/crystal_gym
+
+# The bundled set: pw.x results (scripts/label_mini.py) to skeletons and a property table.
+mini: $(VENV)/ready
+	$(BIN)/python -m crystal_gym.datasets.build crystal_gym/data/mini_labels.json crystal_gym/data/mini
+
+# torch first and by version: a range would pull gigabytes of CUDA packages.
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[agents]'
+	touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[agents,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build quickstart-results
