@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from crystal_gym.datasets.build import build_mini, labelled_table
 from crystal_gym.datasets.trajectories import Trajectories, plan_trajectories
-from crystal_gym.elements import reduced_formula
+from crystal_gym.elements import formula_counts, reduced_formula
 from crystal_gym.evaluation import (
     MajorityPolicy,
     Policy,
@@ -27,10 +27,11 @@ from crystal_gym.evaluation import (
     rollout,
     text_table,
 )
-from crystal_gym.evaluation.metrics import compositions, smact_valid
+from crystal_gym.evaluation.metrics import compositions
 from crystal_gym.evaluation.report import markdown_table
 from crystal_gym.files import atomic_path, raw_data_dir
 from crystal_gym.oracles import Filling, PropertyTable, TableOracle
+from crystal_gym.validity import smact_valid
 
 __all__ = ["quickstart"]
 
@@ -199,7 +200,7 @@ def _fillings(policy: Policy, data: _Data) -> list[list[str]]:
         tokens = rollout(policy, one, target)[0, : skeleton.n_sites]
         (found,) = oracle.evaluate_fillings([Filling(skeleton, tokens)])
         gap = "not calculated" if found.band_gap_ev is None else f"{found.band_gap_ev:.2f}"
-        valid = "yes" if smact_valid(tokens) else "no"
+        valid = "yes" if smact_valid(formula_counts(tokens)) else "no"
         rows.append([f"{target:g}", reduced_formula(tokens), valid, gap])
     rows.append(["source crystal", reduced_formula(skeleton.reference), "", ""])
     return rows

@@ -7,13 +7,13 @@ skeleton's sites (:meth:`crystal_gym.evaluation.rollout.Task.reference`).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crystal_gym.elements import ELEMENT_CLASS, ELEMENTS, EMPTY, reduced_formula
+from crystal_gym.elements import ELEMENT_CLASS, EMPTY, formula_counts, reduced_formula
 from crystal_gym.evaluation.rollout import Task
+from crystal_gym.validity import smact_valid
 
 __all__ = [
     "accuracy",
@@ -22,7 +22,6 @@ __all__ = [
     "novelty",
     "same_crystal",
     "similarity",
-    "smact_valid",
     "validity",
 ]
 
@@ -89,44 +88,6 @@ def novelty(tokens: Tokens, known: set[str]) -> float:
     return float(np.mean([reduced_formula(row[row != EMPTY]) not in known for row in tokens]))
 
 
-def validity(tokens: Tokens, oxidation_states_set: str = "smact14") -> float:
-    """Return the share of crystals whose composition passes SMACT's test (:func:`smact_valid`)."""
-    return float(np.mean([smact_valid(row, oxidation_states_set) for row in tokens]))
-
-
-def smact_valid(tokens: Tokens, oxidation_states_set: str = "smact14") -> bool:
-    """Return whether a composition can be charge-neutral with ordered electronegativities.
-
-    ``smact14`` is the definition of the paper (equal to CDVAE's); single elements and alloys of
-    metals are valid. Davies et al., *J. Open Source Softw.* 2019, 4, 1361.
-
-    Args:
-        tokens: Element tokens of one crystal; zeros are left out.
-        oxidation_states_set: Of :func:`smact.screening.smact_validity`.
-
-    Raises:
-        ValueError: If no site is filled.
-    """
-    counts = np.bincount(np.asarray(tokens), minlength=len(ELEMENTS) + 1)
-    present = np.flatnonzero(counts[1:])
-    if not present.size:
-        raise ValueError("an empty skeleton has no composition: expected at least one element")
-    amounts = counts[1:][present]
-    amounts = amounts // np.gcd.reduce(amounts)
-    key = tuple(zip((ELEMENTS[e] for e in present), amounts.tolist(), strict=True))
-    return _smact_valid(key, oxidation_states_set)
-
-
-@lru_cache(maxsize=1_000_000)
-def _smact_valid(composition: tuple[tuple[str, int], ...], oxidation_states_set: str) -> bool:
-    from smact.screening import smact_validity
-
-    formula = "".join(f"{symbol}{count}" for symbol, count in composition)
-    return bool(
-        smact_validity(
-            formula,
-            use_pauling_test=True,
-            include_alloys=True,
-            oxidation_states_set=oxidation_states_set,
-        )
-    )
+def validity(tokens: Tokens) -> float:
+    """Return the share of crystals whose composition passes SMACT's test with ``smact14``."""
+    return float(np.mean([smact_valid(formula_counts(row)) for row in tokens]))

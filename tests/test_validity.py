@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+from smact.screening import smact_validity
+
+from crystal_gym.elements import ELEMENTS, N_ELEMENTS
+from crystal_gym.validity import smact_valid
+
+
+def by_smact(counts):
+    formula = "".join(f"{symbol}{count}" for symbol, count in counts.items())
+    return smact_validity(formula, oxidation_states_set="smact14")
+
+
+@pytest.mark.parametrize(
+    ("counts", "valid"),
+    [
+        ({"Mg": 1, "O": 1}, True),
+        ({"Mg": 2, "O": 2}, True),
+        ({"Na": 1, "F": 3}, False),
+        ({"Si": 2}, True),
+        ({"Fe": 1, "Al": 3}, True),
+        ({"Sr": 1, "Ti": 1, "O": 3}, True),
+        ({"He": 1, "O": 1}, False),
+    ],
+    ids=str,
+)
+def test_known_compositions(counts, valid):
+    assert smact_valid(counts) is valid
+
+
+def test_equals_smact_on_random_compositions():
+    generator = np.random.default_rng(0)
+    verdicts = []
+    for _ in range(1500):
+        size = generator.integers(1, 5)
+        chosen = generator.choice(N_ELEMENTS, size=size, replace=False)
+        counts = {ELEMENTS[e]: int(generator.integers(1, 7)) for e in chosen}
+        verdicts.append(smact_valid(counts))
+        assert verdicts[-1] == by_smact(counts), counts
+    assert 100 < sum(verdicts) < 1400  # the draw holds plenty of both
+
+
+def test_many_elements_are_answered_as_by_smact():
+    alkali_and_halogens = ["Li", "Na", "K", "Rb", "Cs", "Ag", "F", "Cl", "Br", "I"]
+    for iodine in (1, 2, 3, 4):
+        counts = dict.fromkeys(alkali_and_halogens, 1) | {"I": iodine}
+        assert smact_valid(counts) == by_smact(counts)
+
+
+def test_twenty_elements_need_no_exponential_time():
+    # Ten alkaline and rare earths (+2 or +3) against ten halides at most: far too few anions.
+    cations = ["Ca", "Sr", "Ba", "Sc", "Y", "La", "Nd", "Gd", "Ho", "Lu", "Er", "Tb", "Dy", "Tm"]
+    assert not smact_valid(dict.fromkeys(cations, 3) | {"F": 1})
+    assert smact_valid(dict.fromkeys(["Ca", "Sr", "Ba"], 1) | {"F": 6})
+
+
+@pytest.mark.parametrize("counts", [{}, {"Mg": 0}], ids=["empty", "no atoms"])
+def test_no_atoms_is_refused(counts):
+    with pytest.raises(ValueError, match="is no composition"):
+        smact_valid(counts)
