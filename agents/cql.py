@@ -62,11 +62,11 @@ class CrystalCQLConfig(LearnableConfig):
     learning_rate: float = 3e-4
     optim_factory: OptimizerFactory = dataclasses.field(
         default_factory=lambda: AdamFactory(clip_grad_norm=5.0),
-        metadata=make_optimizer_field().metadata,  # type: ignore[attr-defined]
+        metadata=make_optimizer_field().metadata,
     )
     encoder_factory: EncoderFactory = dataclasses.field(
         default_factory=MEGNetEncoderFactory,
-        metadata=make_encoder_field().metadata,  # type: ignore[attr-defined]
+        metadata=make_encoder_field().metadata,
     )
     gamma: float = 0.99
     conservative_weight: float = 1.0

@@ -20,13 +20,6 @@ __all__ = ["PRESETS", "MEGNetEncoder", "MEGNetEncoderFactory", "MEGNetEncoderWit
 PRESETS: dict[str, Callable[[str], MEGNet]] = {"paper": MEGNet}
 """Networks by the name that :class:`MEGNetEncoderFactory` takes, each built from ``focus``."""
 
-_CPU_CHUNK = 4096
-"""Rows that go through the network at once on a CPU.
-
-The activations of so many crystals stay in the second-level cache; one pass over a batch of 1,024
-would stream every one of them through memory. The result is the same.
-"""
-
 
 class MEGNetEncoder(Encoder):
     """Compact or packed rows ``(B, D)`` to features ``(B, n_features)``."""
@@ -35,11 +28,9 @@ class MEGNetEncoder(Encoder):
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tensor:
         """Return the features."""
-        if x.device.type != "cpu" or len(x) <= _CPU_CHUNK:
-            return self.network(rows_to_batch(x))
-        return torch.cat([self.network(rows_to_batch(part)) for part in x.split(_CPU_CHUNK)])
+        return self.network(rows_to_batch(x))
 
 
 class MEGNetEncoderWithAction(EncoderWithAction):
@@ -51,7 +42,7 @@ class MEGNetEncoderWithAction(EncoderWithAction):
         self.join = nn.Linear(network.n_features + action_size, network.n_features)
         self._one_hot_size = action_size if discrete_action else None
 
-    def forward(self, x: Tensor, action: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, action: Tensor) -> Tensor:
         """Return the features; discrete actions are numbers ``(B,)`` or ``(B, 1)``."""
         if self._one_hot_size is not None:
             action = F.one_hot(action.view(-1).long(), self._one_hot_size).to(x.dtype)
@@ -89,12 +80,12 @@ class MEGNetEncoderFactory(EncoderFactory):
                     f"{name}={value!r} is unknown: expected one of {', '.join(choices)}"
                 )
 
-    def create(self, observation_shape: tuple[int, ...]) -> MEGNetEncoder:  # type: ignore[override]
+    def create(self, observation_shape: tuple[int, ...]) -> MEGNetEncoder:
         """Return an encoder of rows; their width is free."""
         _require_rows(observation_shape)
         return MEGNetEncoder(PRESETS[self.preset](self.focus))
 
-    def create_with_action(  # type: ignore[override]
+    def create_with_action(
         self, observation_shape: tuple[int, ...], action_size: int, discrete_action: bool = False
     ) -> MEGNetEncoderWithAction:
         """Return an encoder of rows and actions."""

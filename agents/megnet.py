@@ -94,7 +94,9 @@ class _EdgeMLP(_MLP):
     def __init__(self) -> None:
         super().__init__(4 * _WIDTH, 64, 64, _WIDTH)
 
-    def forward(self, nodes: Tensor, edges: Tensor, state: Tensor, topology: _Topology) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, nodes: Tensor, edges: Tensor, state: Tensor, topology: _Topology
+    ) -> Tensor:
         first, *others = self.layers
         # Messages are averaged where edges begin, because edges are sorted by source: the network
         # as published averages where they end. So source and target swap roles. Every bond is
@@ -152,7 +154,7 @@ class _SortedSet2Set(Set2Set):
     def __init__(self) -> None:
         super().__init__(_WIDTH, processing_steps=2)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         x: Tensor,
         index: Tensor,
@@ -235,7 +237,7 @@ class MEGNet(nn.Module):
         # A bond and its reverse, and bonds that symmetry relates, have the same length: in MP-20
         # six edges share one, and each length is encoded once.
         length = self.encode_edges(torch.exp(-0.5 * batch.distinct_length.square())[:, None])
-        return nn.functional.embedding(batch.length_number, length)
+        return length.index_select(0, batch.length_number)
 
     def _state_input(self, batch: GraphBatch) -> Tensor:
         state = [batch.lattice, batch.space_group[:, None], batch.target_gap[:, None]]

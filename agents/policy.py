@@ -12,7 +12,7 @@ import pickle
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import d3rlpy
 import numpy as np
@@ -20,6 +20,7 @@ import torch
 import torch_geometric
 from d3rlpy.algos.qlearning.base import QLearningAlgoBase, QLearningAlgoImplBase
 from d3rlpy.base import LearnableConfigWithShape
+from d3rlpy.torch_utility import unwrap_ddp_model
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -33,7 +34,7 @@ _CONFIG, _WEIGHTS = "config.json", "weights.pt"
 _CHUNK = 2048
 """Rows on the device at once; keeps memory flat for any number of observations."""
 
-_Algorithm = QLearningAlgoBase[Any, Any]
+_Algorithm: TypeAlias = Any  # QLearningAlgoBase, whose impl and config d3rlpy leaves untyped
 
 
 class GreedyPolicy:
@@ -162,17 +163,15 @@ def _built(algorithm: Any) -> QLearningAlgoImplBase:
 
 
 def _network(impl: QLearningAlgoImplBase) -> nn.Module:
-    """Return the network that acts: the Q functions, or the policy of an algorithm without."""
-    for name in ("q_function", "policy"):
-        try:
-            network = getattr(impl, name)
-        except NotImplementedError:
-            continue
-        return network
-    raise TypeError(
-        f"{type(impl).__name__} has neither a Q function nor a policy: expected a d3rlpy "
-        "algorithm for discrete actions"
-    )
+    """Return the network whose highest output is the greedy action."""
+    names = {name for name in ("policy", "q_funcs", "imitator") if hasattr(impl.modules, name)}
+    if len(names - {"policy"}) != 1:  # DiscreteBCQ chooses by two networks together
+        raise TypeError(
+            f"{type(impl).__name__} does not act on the output of one network: expected d3rlpy's "
+            "DQN, DiscreteBC, DiscreteCQL, DiscreteSAC and the like, or CrystalCQL"
+        )
+    network = getattr(impl.modules, "policy" if "policy" in names else names.pop())
+    return unwrap_ddp_model(network)
 
 
 def _as_values(network: nn.Module, x: Tensor) -> Tensor:
