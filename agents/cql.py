@@ -13,7 +13,6 @@ import dataclasses
 from typing import Any
 
 import torch
-from crystal_gym.agents.encoders import MEGNetEncoderFactory
 from d3rlpy.algos.qlearning.base import QLearningAlgoBase
 from d3rlpy.algos.qlearning.torch.dqn_impl import DQNImpl, DQNLoss, DQNModules
 from d3rlpy.base import DeviceArg, LearnableConfig, register_learnable
@@ -25,6 +24,8 @@ from d3rlpy.optimizers.optimizers import AdamFactory, OptimizerFactory, make_opt
 from d3rlpy.serializable_config import CONFIG_STORAGE
 from d3rlpy.torch_utility import TorchMiniBatch, soft_sync
 from torch import Tensor
+
+from crystal_gym.agents.encoders import MEGNetEncoderFactory
 
 __all__ = ["CrystalCQL", "CrystalCQLConfig", "CrystalCQLImpl", "CrystalCQLLoss"]
 

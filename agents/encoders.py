@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from crystal_gym.agents.batch import rows_to_batch
-from crystal_gym.agents.kernels import softplus2
-from crystal_gym.agents.megnet import FOCUS_FORMS, MEGNet
 from d3rlpy.models.encoders import EncoderFactory, register_encoder_factory
 from d3rlpy.models.torch import Encoder, EncoderWithAction
 from d3rlpy.serializable_config import CONFIG_STORAGE
 from torch import Tensor, nn
+
+from crystal_gym.agents.batch import rows_to_batch
+from crystal_gym.agents.kernels import softplus2
+from crystal_gym.agents.megnet import FOCUS_FORMS, MEGNet
 
 __all__ = ["PRESETS", "MEGNetEncoder", "MEGNetEncoderFactory", "MEGNetEncoderWithAction"]
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from crystal_gym.agents.batch import GraphBatch
-from crystal_gym.agents.kernels import attention_pool, edge_mlp, mlp, segment_sum, spread
 from torch import Tensor, nn
 from torch_geometric.nn.aggr import Set2Set
 
+from crystal_gym.agents.batch import GraphBatch
+from crystal_gym.agents.kernels import attention_pool, edge_mlp, mlp, segment_sum, spread
 from crystal_gym.elements import N_ELEMENTS
 
 __all__ = ["FOCUS_FORMS", "MEGNet"]
@@ -84,8 +84,11 @@ class _MLP(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(map(nn.Linear, sizes[:-1], sizes[1:]))
 
+    def linears(self) -> list[nn.Linear]:
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
     def forward(self, x: Tensor) -> Tensor:
-        return mlp(x, *(p for layer in self.layers for p in (layer.weight, layer.bias)))
+        return mlp(x, *(p for layer in self.linears() for p in (layer.weight, layer.bias)))
 
 
 class _EdgeMLP(_MLP):
@@ -97,7 +100,7 @@ class _EdgeMLP(_MLP):
     def forward(  # type: ignore[override]
         self, nodes: Tensor, edges: Tensor, state: Tensor, topology: _Topology
     ) -> Tensor:
-        first, *others = self.layers
+        first, *others = self.linears()
         # Messages are averaged where edges begin, because edges are sorted by source: the network
         # as published averages where they end. So source and target swap roles. Every bond is
         # there in both directions with the same features, hence the result is the same.

@@ -17,9 +17,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from crystal_gym.agents import CrystalCQLConfig, GreedyPolicy, MEGNetEncoderFactory
 from d3rlpy.torch_utility import TorchMiniBatch
 
+from crystal_gym.agents import CrystalCQLConfig, GreedyPolicy, MEGNetEncoderFactory
 from crystal_gym.elements import N_ELEMENTS
 from crystal_gym.envs.observations import compact_rows
 from crystal_gym.graphs import Geometry

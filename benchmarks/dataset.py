@@ -22,7 +22,6 @@ def main() -> None:
     options = parser.parse_args()
 
     from crystal_gym.agents import MEGNetEncoderFactory  # noqa: F401  (the idle import)
-
     from crystal_gym.datasets import load_d3rlpy
 
     folder = Path(minari.load_dataset(options.dataset).storage.data_path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def read_cdvae_csv(path: Path | str) -> tuple[list[CrystalRow], dict[int, str]]:
     problems: dict[int, str] = {}
     try:
         with _open_text(path) as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, strict=True)
             columns = reader.fieldnames or []
             if "cif" not in columns:
                 raise ValueError(
@@ -55,7 +56,7 @@ def read_cdvae_csv(path: Path | str) -> tuple[list[CrystalRow], dict[int, str]]:
                     continue
                 name = record.get("material_id") or f"{stem}-{position}"
                 rows.append(CrystalRow(position, name, text))
-    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as error:
+    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise ValueError(
             f"{path} is damaged ({error}): expected a complete CSV file; fetch it again"
         ) from error
@@ -64,5 +65,5 @@ def read_cdvae_csv(path: Path | str) -> tuple[list[CrystalRow], dict[int, str]]:
 
 def _open_text(path: Path) -> io.TextIOBase:
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="")
-    return open(path, encoding="utf-8", newline="")
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return open(path, encoding="utf-8-sig", newline="")

@@ -81,7 +81,7 @@ def _add_quickstart(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "--minutes", type=float, default=3.0, help="training time in all (%(default)s)"
     )
     command.add_argument(
-        "--crystals", type=_count, default=400, help="training crystals of MP-20 (%(default)s)"
+        "--crystals", type=_count, default=800, help="training crystals of MP-20 (%(default)s)"
     )
     command.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
     command.set_defaults(run=_quickstart)

@@ -5,13 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
-__all__ = ["atomic_path", "cache_dir", "raw_data_dir", "sha256_of"]
+__all__ = ["DAMAGED_NPZ", "atomic_path", "cache_dir", "open_npz", "raw_data_dir", "sha256_of"]
+
+
+DAMAGED_NPZ = (KeyError, EOFError, OSError, ValueError, zipfile.BadZipFile, zlib.error)
+"""What reading a truncated or altered ``.npz`` file raises."""
 
 
 def cache_dir() -> Path:
@@ -33,6 +42,16 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@contextmanager
+def open_npz(path: Path | str) -> Iterator[Mapping[str, NDArray[Any]]]:
+    """Give the arrays of an ``.npz`` file; pickled ones are refused.
+
+    NumPy leaves the file open when the archive turns out to be damaged, so it is opened here.
+    """
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        yield arrays
 
 
 @contextmanager

@@ -237,6 +237,17 @@ class GeometryCache:
         wanted = list(dict.fromkeys(keys))
         if not self.path.exists():
             return {}
+        try:
+            return self._get(wanted)
+        except (sqlite3.Error, OSError, ValueError, struct.error) as error:
+            warnings.warn(
+                f"graphs cannot be read from {self.path} ({error}); they are computed again. "
+                "Delete the file if this goes on.",
+                stacklevel=2,
+            )
+            return {}
+
+    def _get(self, wanted: list[str]) -> dict[str, Geometry]:
         found: dict[str, Geometry] = {}
         with closing(self._connect()) as connection:
             for first in range(0, len(wanted), 500):  # SQLite bounds the variables of a query

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystal_gym.elements import tokens_to_symbols
-from crystal_gym.files import atomic_path
+from crystal_gym.files import DAMAGED_NPZ, atomic_path, open_npz
 from crystal_gym.graphs import (
     Geometry,
     GeometryCache,
@@ -264,6 +264,9 @@ class SkeletonSet(Sequence[Skeleton]):
             reference=self.reference[sites],
         )
 
+    def __repr__(self) -> str:
+        return f"SkeletonSet({len(self)} skeletons, {len(self.frac_coords)} sites)"
+
     def __iter__(self) -> Iterator[Skeleton]:
         return (self[i] for i in range(len(self)))
 
@@ -365,14 +368,14 @@ class SkeletonSet(Sequence[Skeleton]):
             ValueError: If the file is no skeleton set of this version.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open_npz(path) as file:
                 found = int(file["format"])
                 if found != _FORMAT:
                     raise ValueError(
                         f"{path} holds skeleton format {found}, expected {_FORMAT}: build it again"
                     )
                 return cls(**{f.name: file[f.name] for f in fields(cls)})
-        except (KeyError, EOFError, OSError, ValueError) as error:
+        except DAMAGED_NPZ as error:
             if isinstance(error, FileNotFoundError) or "expected" in str(error):
                 raise
             raise ValueError(

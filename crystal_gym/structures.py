@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -127,12 +128,21 @@ def parse_cif(text: str) -> Structure:
     """
     from pymatgen.core import Structure
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pymatgen on rounded coordinates
+    with warnings.catch_warnings(record=True) as said:  # pymatgen says there what is wrong
+        warnings.simplefilter("always")
+        try:
             return Structure.from_str(text, fmt="cif")
-    except (ValueError, IndexError, KeyError, AssertionError, TypeError) as error:
-        raise ValueError(f"the CIF cannot be read ({_first_line(error)})") from error
+        except (
+            ArithmeticError,
+            AssertionError,
+            IndexError,
+            KeyError,
+            TypeError,
+            ValueError,
+        ) as error:
+            why = [str(w.message) for w in said if "No structure parsed" in str(w.message)]
+            reason = why[0].splitlines()[-1] if why else _first_line(error)
+            raise ValueError(f"the CIF cannot be read ({reason})") from error
 
 
 def read_structures(path: Path | str) -> Iterator[tuple[str, Any]]:
@@ -161,9 +171,20 @@ def read_structures(path: Path | str) -> Iterator[tuple[str, Any]]:
         for file in files:
             yield from read_structures(file)
         return
+    from ase.io.formats import UnknownFileTypeError
+
     try:
         yield from _read_file(path)
-    except (ValueError, IndexError, KeyError, AssertionError, TypeError, OSError) as error:
+    except (
+        ValueError,
+        IndexError,
+        KeyError,
+        AssertionError,
+        TypeError,
+        OSError,
+        sqlite3.Error,
+        UnknownFileTypeError,
+    ) as error:
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
         raise ValueError(
@@ -176,14 +197,22 @@ def _read_file(path: Path) -> Iterable[tuple[str, Any]]:
     suffix = path.suffix.lower()
     if suffix == ".csv" or path.name.endswith(".csv.gz"):
         rows, problems = read_cdvae_csv(path)
+        total, found = len(rows) + len(problems), []
+        for row in rows:
+            try:
+                structure = parse_cif(row.cif)
+                cell_from_structure(structure, row.name)
+                found.append((row.name, structure))
+            except ValueError as error:
+                problems[row.position] = str(error)
         if problems:
-            number, reason = next(iter(problems.items()))
+            number, reason = min(problems.items())
             warnings.warn(
-                f"{path}: {len(problems)} of {len(rows) + len(problems)} rows could not be read "
+                f"{path}: {len(problems)} of {total} rows could not be read "
                 f"and were left out; the first is row {number}: {reason}",
                 stacklevel=2,
             )
-        return [(row.name, parse_cif(row.cif)) for row in rows]
+        return found
     if suffix == ".cif":
         return [(path.stem, parse_cif(path.read_text(encoding="utf-8", errors="replace")))]
     if suffix in (".vasp", ".poscar") or path.name.upper().startswith(("POSCAR", "CONTCAR")):

@@ -13,6 +13,12 @@ torch = pytest.importorskip("torch")
 d3rlpy = pytest.importorskip("d3rlpy")
 pytest.importorskip("torch_geometric")
 
+from d3rlpy.algos import DiscreteBCConfig, DiscreteCQLConfig, DQNConfig  # noqa: E402
+from d3rlpy.torch_utility import TorchMiniBatch  # noqa: E402
+from torch.func import functional_call  # noqa: E402
+from torch.nn.functional import softplus  # noqa: E402
+from torch_geometric.nn.aggr import Set2Set  # noqa: E402
+
 from crystal_gym.agents import (  # noqa: E402
     CrystalCQLConfig,
     GreedyPolicy,
@@ -23,12 +29,6 @@ from crystal_gym.agents import (  # noqa: E402
     save_policy,
 )
 from crystal_gym.agents import kernels as K  # noqa: E402
-from d3rlpy.algos import DiscreteBCConfig, DiscreteCQLConfig, DQNConfig  # noqa: E402
-from d3rlpy.torch_utility import TorchMiniBatch  # noqa: E402
-from torch.func import functional_call  # noqa: E402
-from torch.nn.functional import softplus  # noqa: E402
-from torch_geometric.nn.aggr import Set2Set  # noqa: E402
-
 from crystal_gym.elements import N_ELEMENTS  # noqa: E402
 from crystal_gym.envs.observations import compact_rows, make_form  # noqa: E402
 from crystal_gym.graphs import Geometry  # noqa: E402

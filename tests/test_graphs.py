@@ -55,13 +55,12 @@ def test_graph_and_site_order_are_blind_to_the_species(name, change):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("change", [with_permuted_species, with_one_element])
-def test_graph_and_site_order_of_100_real_crystals_are_blind_to_the_species(
-    real_structures, change
-):
+def test_graph_and_site_order_of_100_real_crystals_are_blind_to_the_species(real_structures):
     assert len(real_structures) == 100
     for structure in real_structures:
-        assert_same_skeleton(cell_and_graph(structure), cell_and_graph(change(structure)))
+        true = cell_and_graph(structure)
+        assert_same_skeleton(true, cell_and_graph(with_permuted_species(structure)))
+        assert_same_skeleton(true, cell_and_graph(with_one_element(structure)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -76,9 +75,9 @@ def test_site_numbers_do_not_depend_on_the_order_of_the_source_file(name):
 
 
 def test_the_canonical_order_is_not_the_order_by_position():
-    cells = [cell_from_structure(STRUCTURES[name]) for name in ("perovskite", "triclinic")]
-    by_position = [np.lexsort(np.round(c.frac_coords, 6).T[::-1]) for c in cells]
-    assert any(o.tolist() != sorted(o.tolist()) for o in by_position)
+    cells = [cell_from_structure(STRUCTURES[name]) for name in NAMES]
+    by_position = [np.lexsort(np.round(c.frac_coords, 6).T[::-1]).tolist() for c in cells]
+    assert any(order != sorted(order) for order in by_position)
 
 
 def test_the_canonical_order_is_a_permutation():
@@ -207,9 +206,8 @@ def test_adjacency_names_each_neighbour_once_and_never_the_site_itself():
 @pytest.mark.parametrize("name", NAMES)
 def test_symmetry_maps_the_graph_onto_itself(made_set, name):
     skeleton = made_set[NAMES.index(name)]
-    ends = np.sort(skeleton.edge_index.T, axis=0).tolist()
     bonds = sorted(map(tuple, skeleton.edge_index.T.tolist()))
-    assert ends
+    assert bonds
     for permutation in skeleton.permutations:
         moved = sorted(map(tuple, permutation[skeleton.edge_index].T.tolist()))
         assert moved == bonds
@@ -305,7 +303,8 @@ def test_an_interrupted_write_to_the_cache_leaves_no_half_entry(tmp_path, geomet
     cache = GeometryCache(tmp_path / "geometry.sqlite")
     cache.put({"a": geometry})
     connection = sqlite3.connect(cache.path)
-    connection.execute("INSERT INTO geometry VALUES ('b', x'00')")
+    (name,) = connection.execute("SELECT name FROM sqlite_master WHERE type='table'").fetchone()
+    connection.execute(f"INSERT INTO {name} SELECT 'b', arrays FROM {name}")
     connection.close()  # a kill before the commit
     assert list(cache.get(["a", "b"])) == ["a"]
 

@@ -24,7 +24,7 @@ from crystal_gym.sets import DATASETS, geometry_cache
 from crystal_gym.skeletons import Cell, SkeletonSet, build_skeletons
 from crystal_gym.structures import cell_from_structure, parse_cif
 
-__all__ = ["BuildReport", "build_mini_set", "build_mp20", "labelled_table"]
+__all__ = ["BuildReport", "build_mini", "build_mini_set", "build_mp20", "labelled_table"]
 
 _MP20_SOURCE = (
     "MP-20 (Xie et al. 2022, from the Materials Project, CC BY 4.0) with the Quantum ESPRESSO "
@@ -166,7 +166,7 @@ def labelled_table(
             if isinstance(result, Cell):
                 pairs.append((result, label))
             else:
-                problems[row.name] = result
+                problems[f"{split}-{row.position}"] = result
         skeletons, failed = build_skeletons(
             [cell for cell, _ in pairs],
             cache=geometry_cache(),
@@ -174,7 +174,7 @@ def labelled_table(
             workers=1,
             progress=progress,
         )
-    problems.update((pairs[i][0].name, reason) for i, reason in failed.items())
+    problems.update((f"{split}-{pairs[i][1].position}", reason) for i, reason in failed.items())
     kept = [pair for i, pair in enumerate(pairs) if i not in failed]
     return _table(skeletons, kept), problems
 

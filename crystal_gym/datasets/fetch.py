@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import http.client
 import shutil
 import urllib.error
 import urllib.request
@@ -12,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from crystal_gym.cdvae import read_cdvae_csv
-from crystal_gym.datasets.labels import load_plain_pickle
+from crystal_gym.datasets.labels import load_plain_pickle, read_label_table
 from crystal_gym.files import atomic_path, cache_dir, sha256_of
 
 __all__ = ["MP20_FILES", "SourceFile", "fetch"]
@@ -116,7 +118,8 @@ def _variants(path: Path) -> tuple[Path, Path]:
 
 def _download(file: SourceFile, folder: Path, progress: bool) -> str:
     goal = folder / file.path
-    if any(p.exists() for p in _variants(goal)):
+    there = next((p for p in _variants(goal) if p.exists()), None)
+    if there is not None and _is_sound(file, there):
         return f"{file.path}: already there"
     if file.url is None:
         return f"{file.path}: has no public address, left out (take it from a folder with --from)"
@@ -130,6 +133,14 @@ def _download(file: SourceFile, folder: Path, progress: bool) -> str:
         raise
     partial.replace(goal)
     return f"{file.path}: downloaded from {file.url}"
+
+
+def _is_sound(file: SourceFile, path: Path) -> bool:
+    try:
+        _check(file, path, path)
+    except ValueError:
+        return False
+    return True
 
 
 def _stream(url: str, partial: Path, progress: bool) -> None:
@@ -162,7 +173,13 @@ def _stream(url: str, partial: Path, progress: bool) -> None:
         if error.code == 416:  # nothing is missing: the last attempt broke off after the last byte
             return
         raise ConnectionError(_unreachable(url, error)) from error
+    except http.client.HTTPException as error:
+        raise ConnectionError(_unreachable(url, error)) from error
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+            raise OSError(
+                error.errno, f"{partial} cannot be written ({error}): make room and try again"
+            ) from error
         raise ConnectionError(_unreachable(url, error)) from error
     if total and received < total:
         raise ConnectionError(
@@ -189,6 +206,8 @@ def _check(file: SourceFile, path: Path, origin: Path | str) -> None:
         _check_csv(path, str(origin))
     if file.path.endswith(".pkl"):
         load_plain_pickle(path)
+    if file.path == "qe/labels.csv.gz":
+        read_label_table(path, origin)
 
 
 def _check_csv(path: Path, origin: str) -> None:

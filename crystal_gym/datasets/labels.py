@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import math
 import pickle
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Label", "load_plain_pickle", "read_labels"]
+__all__ = ["Label", "load_plain_pickle", "read_label_table", "read_labels"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,19 @@ class Label:
     band_gap_ev: float
     total_energy_ry: float
     formation_energy_ev_per_atom: float
+
+
+# What the C unpickler raises on bytes that no pickler wrote.
+_DAMAGED = (
+    pickle.UnpicklingError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    TypeError,
+    ValueError,
+)
 
 
 class _NoClasses(pickle.Unpickler):
@@ -41,7 +56,7 @@ def load_plain_pickle(path: Path | str) -> Any:
     try:
         with open(path, "rb") as file:
             return _NoClasses(file).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, IndexError) as error:
+    except _DAMAGED as error:
         raise ValueError(
             f"{path} is refused ({error}): expected a pickle of plain dictionaries of numbers; "
             "fetch the published file again"
@@ -79,18 +94,38 @@ def _read_csv(path: Path, split: str) -> list[Label]:
             return [
                 Label(
                     int(row["index"]),
-                    float(row["band_gap_ev"]),
-                    float(row["total_energy_ry"]),
-                    float(row["formation_energy_ev_per_atom"]),
+                    _finite(row["band_gap_ev"]),
+                    _finite(row["total_energy_ry"]),
+                    _finite(row["formation_energy_ev_per_atom"]),
                 )
                 for row in csv.DictReader(io.StringIO(file.read()))
                 if row["split"] == split
             ]
-    except (EOFError, gzip.BadGzipFile, KeyError, TypeError, ValueError) as error:
+    except (EOFError, gzip.BadGzipFile, KeyError, TypeError, ValueError, zlib.error) as error:
         raise ValueError(
             f"{path} is damaged ({error}): expected columns split, index, band_gap_ev, "
             "total_energy_ry, formation_energy_ev_per_atom; fetch it again"
         ) from error
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
+
+
+def read_label_table(path: Path | str, origin: Path | str) -> None:
+    """Read a whole label table to see that it is sound.
+
+    Raises:
+        ValueError: If it is damaged, naming ``origin``.
+    """
+    try:
+        for split in ("train", "val"):
+            _read_csv(Path(path), split)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(path), str(origin))) from error
 
 
 def _read_release(folder: Path) -> list[Label]:

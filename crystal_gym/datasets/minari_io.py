@@ -34,7 +34,7 @@ from crystal_gym.datasets.relabel import terminal_rewards
 from crystal_gym.datasets.trajectories import Trajectories
 from crystal_gym.elements import N_ELEMENTS
 from crystal_gym.envs.observations import make_form
-from crystal_gym.files import atomic_path, sha256_of
+from crystal_gym.files import DAMAGED_NPZ, atomic_path, open_npz, sha256_of
 from crystal_gym.oracles import PropertyTable
 from crystal_gym.sets import dataset_dir
 from crystal_gym.skeletons import Skeleton, SkeletonSet
@@ -85,6 +85,9 @@ def write_dataset(
     """
     target = dataset_dir(card.dataset_id)
     target.parent.parent.mkdir(parents=True, exist_ok=True)
+    aside = _aside(target.parent)
+    if aside.exists() and not target.parent.exists():
+        aside.rename(target.parent)  # a build was killed between its two renames
     for leftover in target.parent.parent.glob(f".{card.dataset_id}.building*"):
         shutil.rmtree(leftover, ignore_errors=True)  # of a build that was killed
     building = target.parent.parent / f".{card.dataset_id}.building"
@@ -104,11 +107,20 @@ def write_dataset(
 
 def _replace_folder(new: Path, target: Path) -> None:
     """Put ``new`` in the place of ``target``, by renaming only."""
-    old = target.with_name(f".{target.name}.building-old")
+    old = _aside(target)
     if target.exists():
         target.rename(old)
-    new.rename(target)
+    try:
+        new.rename(target)
+    except BaseException:
+        if old.exists():
+            old.rename(target)
+        raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.building-old")
 
 
 def _env_spec(card: DatasetCard) -> EnvSpec:
@@ -287,7 +299,7 @@ def read_trajectories(dataset: minari.MinariDataset, progress: bool = False) -> 
             "dataset of CrystalFill-v0 made with observation='compact'"
         )
     env = dataset.recover_environment()
-    skeletons = env.unwrapped.skeletons  # type: ignore[attr-defined]
+    skeletons = env.unwrapped.skeletons
     env.close()
     folder = Path(dataset.storage.data_path)
     columns = _load_columns(folder, skeletons)
@@ -315,13 +327,16 @@ def _load_columns(folder: Path, skeletons: SkeletonSet) -> Trajectories | None:
     """Return the columns if they were made of this very HDF5 file and skeleton set."""
     if not (folder / _COLUMNS).exists():
         return None
-    with np.load(folder / _COLUMNS, allow_pickle=False) as file:
-        if int(file["table_id"]) != skeletons.table_id:
-            return None
-        if str(file["hdf5_sha256"]) != sha256_of(folder / _EPISODES):
-            return None
-        names = [f.name for f in fields(Trajectories) if f.name != "skeletons"]
-        return Trajectories(skeletons=skeletons, **{name: file[name] for name in names})
+    try:
+        with open_npz(folder / _COLUMNS) as file:
+            if int(file["table_id"]) != skeletons.table_id:
+                return None
+            if str(file["hdf5_sha256"]) != sha256_of(folder / _EPISODES):
+                return None
+            names = [f.name for f in fields(Trajectories) if f.name != "skeletons"]
+            return Trajectories(skeletons=skeletons, **{name: file[name] for name in names})
+    except DAMAGED_NPZ:
+        return None  # a damaged copy costs time: the episodes are read one by one
 
 
 def _read_episodes(

@@ -49,7 +49,7 @@ class TargetSampler:
             self.choices = np.array([check_target_gap(target_gap)])
         elif isinstance(target_gap, (Sequence, np.ndarray)) and len(target_gap):
             # float() only after the check: it would turn True into 1.0
-            self.choices = np.array([check_target_gap(_plain(t)) for t in target_gap], np.float64)
+            self.choices = np.array([_number(t) for t in target_gap], np.float64)
         else:
             raise TypeError(
                 f"target_gap={target_gap!r} is not usable: expected a number in eV, a non-empty "
@@ -81,8 +81,12 @@ class TargetSampler:
         return generator.choice(self.choices, size)
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+def _number(value: Any) -> float:
+    plain = value.item() if isinstance(value, np.generic) else value
+    target = check_target_gap(plain)
+    if target is None:
+        raise TypeError("target_gap=None in a list: expected numbers in eV; None stands alone")
+    return target
 
 
 def terminal_rewards(
@@ -103,6 +107,6 @@ def terminal_rewards(
         result: Float = values(*columns, target_gap)
         return result
     targets = [None] * len(band_gap_ev) if target_gap is None else target_gap.tolist()
-    rows = zip(*(c.tolist() for c in columns), strict=True)
+    rows = zip(*([None if np.isnan(v) else v for v in c.tolist()] for c in columns), strict=True)
     single = [function(Properties(*row), target) for row, target in zip(rows, targets, strict=True)]
     return np.array([np.nan if r is None else r for r in single], dtype=np.float64)

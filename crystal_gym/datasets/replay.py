@@ -179,7 +179,7 @@ class CrystalReplayBuffer(ReplayBuffer):
             data.band_gap_ev[episodes],
             target_gap,
         )
-        return np.where(np.isnan(rewards), self._failure_reward, rewards)
+        return np.where(np.isfinite(rewards), rewards, self._failure_reward)
 
     def _draw_targets(self, index: NDArray[np.int64]) -> NDArray[np.float64] | None:
         gaps = self.trajectories.band_gap_ev[self.trajectories.episode[index]]

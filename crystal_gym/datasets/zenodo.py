@@ -67,9 +67,20 @@ def read_released_trajectories(path: Path | str) -> list[ReleasedEpisode]:
 
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except FileNotFoundError:
+        raise
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        OSError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
-            f"{path} is refused ({str(error).splitlines()[0]}): expected a torch file of plain "
+            f"{path} is refused ({reason}): expected a torch file of plain "
             "containers and tensors as in Zenodo record 10626005; fetch it again"
         ) from error
     if not isinstance(data, dict) or any(key not in data for key in _KEYS):
@@ -82,10 +93,16 @@ def read_released_trajectories(path: Path | str) -> list[ReleasedEpisode]:
     if not len(ends) or ends[-1] != len(data["actions"]) - 1:
         raise ValueError(f"{path} breaks off inside an episode: expected a terminal last step")
     first = np.concatenate([[0], ends[:-1] + 1])
-    return [
-        _episode(data, slice(int(a), int(b) + 1), number)
-        for number, (a, b) in enumerate(zip(first, ends, strict=True))
-    ]
+    try:
+        return [
+            _episode(data, slice(int(a), int(b) + 1), number)
+            for number, (a, b) in enumerate(zip(first, ends, strict=True))
+        ]
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the parts of {path} do not fit together ({error!r}): expected the layout of Zenodo "
+            "record 10626005; fetch it again"
+        ) from error
 
 
 def _episode(data: dict[str, Any], steps: slice, number: int) -> ReleasedEpisode:

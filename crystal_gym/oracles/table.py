@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystal_gym.elements import N_ELEMENTS, formula_counts
-from crystal_gym.files import atomic_path
+from crystal_gym.files import DAMAGED_NPZ, atomic_path, open_npz
 from crystal_gym.oracles.base import Filling, Properties, Status
 from crystal_gym.sets import BUNDLED, DATASETS, is_named_set, load_skeleton_file, set_dir
 from crystal_gym.skeletons import Skeleton, SkeletonSet, filled_structure
@@ -135,10 +135,10 @@ class PropertyTable:
         if skeletons is None:
             skeletons = SkeletonSet.load(path.with_name("skeletons.npz"))
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open_npz(path) as file:
                 version, table_id = int(file["format"]), int(file["table_id"])
                 columns = {f.name: file[f.name] for f in fields(cls) if f.name != "skeletons"}
-        except (KeyError, EOFError, OSError, ValueError) as error:
+        except DAMAGED_NPZ as error:
             if isinstance(error, FileNotFoundError):
                 raise
             raise ValueError(
@@ -246,12 +246,13 @@ class TableOracle:
         candidates = self._by_composition.get(composition)
         if not candidates or not callable(make):
             return _UNKNOWN
-        from pymatgen.analysis.structure_matcher import StructureMatcher
+        from pymatgen.analysis.structure_matcher import ElementComparator, StructureMatcher
 
         matcher = StructureMatcher(
             ltol=_LENGTH_TOLERANCE,
             stol=_SITE_TOLERANCE,
             angle_tol=_ANGLE_TOLERANCE,
+            comparator=ElementComparator(),  # oxidation states make no other crystal
             primitive_cell=False,
             scale=False,
             attempt_supercell=False,

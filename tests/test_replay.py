@@ -1,0 +1,328 @@
+"""`crystal_gym.datasets.replay`: datasets as d3rlpy replay buffers."""
+
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from made_crystals import eqn_7
+
+from crystal_gym.envs.observations import COMPACT_HEADER, compact_rows
+from crystal_gym.oracles import TableOracle
+from crystal_gym.skeletons import registered_set
+
+d3rlpy = pytest.importorskip("d3rlpy")
+
+from crystal_gym.datasets import load_d3rlpy  # noqa: E402  (needs d3rlpy)
+
+TARGETS = [0.0, 1.12, 3.0]
+
+
+@pytest.fixture(scope="module")
+def replayed(trajectories, table):
+    """Return every transition of every episode, stepped through an environment."""
+
+    def walk(target):
+        env = gym.make(
+            "CrystalFill-v0",
+            target_gap=target,
+            skeletons=trajectories.skeletons,
+            oracle=TableOracle(table),
+            observation="compact",
+        )
+
+        def row(observation):
+            tokens = observation["element_tokens"][None]
+            number, focus = observation["skeleton"], observation["focus"]
+            return compact_rows(trajectories.skeletons, number, tokens, focus, target)[0]
+
+        found = []
+        for k in range(len(trajectories)):
+            first, end = trajectories.step_ptr[k : k + 2]
+            options = {
+                "skeleton": int(trajectories.skeleton[k]),
+                "start_site": int(trajectories.traversal[first]),
+            }
+            observation, _ = env.reset(seed=0, options=options)
+            for t in range(first, end):
+                action = int(trajectories.actions[t])
+                following, reward, terminated, _, _ = env.step(action)
+                found.append((row(observation), action, reward, row(following), terminated))
+                observation = following
+        return found
+
+    return walk
+
+
+@pytest.mark.parametrize("target", [*TARGETS, None])
+def test_transitions_are_those_of_the_environment(trajectories, replayed, target):
+    expected = replayed(target)
+    buffer = load_d3rlpy(trajectories, target)
+    index = np.arange(buffer.transition_count)
+    batch = buffer.transitions(index, None if target is None else np.full(len(index), target))
+    assert len(expected) == len(index)
+    for i, (observation, action, reward, following, terminated) in enumerate(expected):
+        np.testing.assert_array_equal(batch.observations[i], observation)
+        np.testing.assert_array_equal(batch.next_observations[i], following)
+        assert batch.actions[i].tolist() == [action]
+        assert batch.rewards[i, 0] == np.float32(reward)
+        assert batch.terminals[i].tolist() == [float(terminated)]
+
+
+def test_a_sampled_batch_is_made_of_transitions_of_the_environment(trajectories, replayed):
+    known = {
+        (*o.tolist(), a, np.float32(r).item(), *n.tolist(), float(t))
+        for o, a, r, n, t in replayed(3.0)
+    }
+    batch = load_d3rlpy(trajectories, 3.0).sample_transition_batch(256)
+    for i in range(256):
+        seen = (
+            *batch.observations[i].tolist(),
+            int(batch.actions[i, 0]),
+            float(batch.rewards[i, 0]),
+            *batch.next_observations[i].tolist(),
+            float(batch.terminals[i, 0]),
+        )
+        assert seen in known
+
+
+def test_the_next_observation_of_a_terminal_transition_is_the_finished_crystal(trajectories):
+    buffer = load_d3rlpy(trajectories, 3.0)
+    last = trajectories.step_ptr[1:] - 1
+    batch = buffer.transitions(last, np.full(len(last), 3.0))
+    assert batch.terminals.all()
+    for k, row in enumerate(batch.next_observations):
+        tokens = trajectories.final_tokens(k)
+        first = len(COMPACT_HEADER)
+        np.testing.assert_array_equal(row[first : first + len(tokens)], tokens)
+        assert row[2] == len(tokens)  # no site in focus
+
+
+def test_next_actions_are_those_of_the_same_episode(trajectories):
+    buffer = load_d3rlpy(trajectories, 3.0)
+    batch = buffer.transitions(np.arange(buffer.transition_count), None)
+    inside = np.flatnonzero(batch.terminals[:, 0] == 0)
+    np.testing.assert_array_equal(batch.next_actions[inside, 0], trajectories.actions[inside + 1])
+
+
+def test_a_batch_has_d3rlpys_shapes_and_types(trajectories):
+    batch = load_d3rlpy(trajectories, 3.0).sample_transition_batch(32)
+    assert batch.observations.shape == batch.next_observations.shape == (32, 25)
+    for name in ("observations", "actions", "rewards", "next_observations", "terminals"):
+        assert getattr(batch, name).dtype == np.float32, name
+    for name in ("actions", "rewards", "terminals", "intervals"):
+        assert getattr(batch, name).shape == (32, 1), name
+    assert batch.intervals.tolist() == [[1.0]] * 32
+
+
+def test_every_transition_is_sampled(trajectories):
+    buffer = load_d3rlpy(trajectories, "hindsight")
+    batch = buffer.sample_transition_batch(20 * buffer.transition_count)
+    seen = {tuple(row) for row in np.column_stack([batch.observations, batch.actions]).tolist()}
+    every = buffer.transitions(np.arange(buffer.transition_count), buffer_gaps(buffer))
+    expected = {tuple(r) for r in np.column_stack([every.observations, every.actions]).tolist()}
+    assert seen == expected
+
+
+def buffer_gaps(buffer):
+    return buffer.trajectories.band_gap_ev[buffer.trajectories.episode]
+
+
+def test_the_same_seed_samples_the_same_batches(trajectories):
+    one, other = (
+        load_d3rlpy(trajectories, "uniform", seed=5).sample_transition_batch(64) for _ in range(2)
+    )
+    np.testing.assert_array_equal(one.observations, other.observations)
+    np.testing.assert_array_equal(one.rewards, other.rewards)
+
+
+def test_another_seed_samples_other_batches(trajectories):
+    one, other = (
+        load_d3rlpy(trajectories, 3.0, seed=seed).sample_transition_batch(64) for seed in (0, 1)
+    )
+    assert not np.array_equal(one.observations, other.observations)
+
+
+@pytest.mark.parametrize("target", [[0.5, 4.5], "uniform", "hindsight"], ids=str)
+def test_rewards_fit_the_target_that_the_observation_shows(trajectories, target):
+    batch = load_d3rlpy(trajectories, target).sample_transition_batch(512)
+    terminal = batch.terminals[:, 0] == 1
+    np.testing.assert_array_equal(batch.observations[:, 4], batch.next_observations[:, 4])
+    energies = {
+        (int(trajectories.skeleton[k]), *trajectories.final_tokens(k).tolist()): k
+        for k in range(len(trajectories))
+    }
+    n_sites = trajectories.skeletons.n_sites
+    for row, reward in zip(
+        batch.next_observations[terminal], batch.rewards[terminal, 0], strict=True
+    ):
+        number = int(row[1])
+        tokens = row[5 : 5 + n_sites[number]].astype(int).tolist()
+        k = energies[(number, *tokens)]
+        expected = eqn_7(
+            trajectories.formation_energy_ev_per_atom[k],
+            trajectories.band_gap_ev[k],
+            float(row[4]),
+        )
+        assert reward == pytest.approx(expected, abs=1e-5)
+    assert not batch.rewards[~terminal].any()
+
+
+def test_hindsight_shows_each_crystal_its_own_gap(trajectories):
+    buffer = load_d3rlpy(trajectories, "hindsight")
+    gaps = {np.float32(g).item() for g in trajectories.band_gap_ev}
+    batch = buffer.sample_transition_batch(256)
+    assert set(batch.observations[:, 4].tolist()) <= gaps
+
+
+def test_without_a_target_rows_are_unconditional(trajectories):
+    batch = load_d3rlpy(trajectories, None).sample_transition_batch(64)
+    assert not batch.observations[:, 3:5].any()
+    terminal = batch.terminals[:, 0] == 1
+    energies = np.exp(-trajectories.formation_energy_ev_per_atom / 5).astype(np.float32)
+    assert set(batch.rewards[terminal, 0].tolist()) <= set(energies.tolist())
+
+
+def test_an_unknown_property_earns_the_failure_reward(trajectories):
+    unknown = replace(trajectories, band_gap_ev=np.full(len(trajectories), np.nan))
+    batch = load_d3rlpy(unknown, 3.0, failure_reward=-7.0).sample_transition_batch(64)
+    terminal = batch.terminals[:, 0] == 1
+    assert set(batch.rewards[terminal, 0].tolist()) == {-7.0}
+
+
+def test_a_callable_that_gives_infinity_earns_the_failure_reward(trajectories):
+    # The environment gives failure_reward for any reward that is not finite.
+    buffer = load_d3rlpy(trajectories, 3.0, reward=lambda p, t: float("inf"), failure_reward=-7.0)
+    assert set(buffer.episode_rewards(np.arange(3), np.full(3, 3.0)).tolist()) == {-7.0}
+
+
+# -- what d3rlpy asks for -----------------------------------------------------------------------
+
+
+def test_episodes_are_those_of_the_dataset(trajectories):
+    buffer = load_d3rlpy(trajectories, 3.0)
+    assert buffer.size() == len(buffer.episodes) == len(trajectories)
+    for number in (0, 5, -1):
+        episode = buffer.episodes[number]
+        k = range(len(trajectories))[number]
+        steps = slice(*trajectories.step_ptr[k : k + 2])
+        np.testing.assert_array_equal(episode.actions[:, 0], trajectories.actions[steps])
+        assert episode.terminated
+        expected = eqn_7(
+            trajectories.formation_energy_ev_per_atom[k], trajectories.band_gap_ev[k], 3.0
+        )
+        assert episode.compute_return() == pytest.approx(expected, abs=1e-5)
+
+
+def test_one_target_holds_through_an_episode(trajectories):
+    episode = load_d3rlpy(trajectories, "uniform").episodes[8]
+    assert len(set(episode.observations[:, 4].tolist())) == 1
+
+
+def test_transitions_of_a_batch_equal_its_rows(trajectories):
+    batch = load_d3rlpy(trajectories, "uniform").sample_transition_batch(16)
+    assert len(batch.transitions) == 16
+    for i, transition in enumerate(batch.transitions):
+        np.testing.assert_array_equal(transition.observation, batch.observations[i])
+        np.testing.assert_array_equal(transition.next_observation, batch.next_observations[i])
+        assert transition.action.tolist() == batch.actions[i].tolist()
+        assert transition.reward.tolist() == batch.rewards[i].tolist()
+        assert transition.terminal == batch.terminals[i, 0]
+
+
+def test_rewards_to_go_are_those_until_the_end_of_the_episode(trajectories):
+    buffer = load_d3rlpy(trajectories, 2.0)
+    index = np.arange(buffer.transition_count)
+    batch = buffer.transitions(index, np.full(len(index), 2.0))
+    for i in index[::5]:
+        k = int(trajectories.episode[i])
+        left = int(trajectories.step_ptr[k + 1] - i)
+        expected = eqn_7(
+            trajectories.formation_energy_ev_per_atom[k], trajectories.band_gap_ev[k], 2.0
+        )
+        to_go = batch.transitions[int(i)].rewards_to_go
+        assert to_go.shape == (left, 1)
+        assert to_go[:-1].tolist() == [[0.0]] * (left - 1)
+        assert to_go[-1, 0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_single_transitions_can_be_sampled(trajectories):
+    assert load_d3rlpy(trajectories, 3.0).sample_transition().observation.shape == (25,)
+
+
+@pytest.mark.parametrize("length", [1, 4, 8])
+def test_trajectory_batches_have_their_shape(trajectories, length):
+    batch = load_d3rlpy(trajectories, 3.0).sample_trajectory_batch(6, length)
+    assert batch.observations.shape == (6, length, 25)
+    assert batch.actions.shape == (6, length, 1)
+    assert batch.returns_to_go.shape == (6, length, 1)
+
+
+def test_trajectory_batches_are_padded_pieces_of_episodes(trajectories):
+    batch = load_d3rlpy(trajectories, 3.0).sample_trajectory_batch(32, 4)
+    for i in range(32):
+        real = batch.masks[i] == 1
+        placed = np.count_nonzero(batch.observations[i, real][:, 5:], axis=1)
+        assert np.diff(placed).tolist() == [1] * (real.sum() - 1)
+        assert not batch.observations[i, ~real].any()
+        tables = set(batch.observations[i, real][:, 0].tolist())
+        assert tables == {trajectories.skeletons.table_id}
+
+
+def test_a_decision_transformer_takes_a_step_on_trajectory_batches(trajectories):
+    pytest.importorskip("torch")
+    from d3rlpy.algos import DiscreteDecisionTransformerConfig
+
+    config = DiscreteDecisionTransformerConfig(
+        batch_size=4, context_size=4, num_layers=1, num_heads=1, max_timestep=10
+    )
+    algo = config.create(device="cpu")
+    buffer = load_d3rlpy(trajectories, 3.0)
+    algo.build_with_dataset(buffer)
+    losses = algo.update(buffer.sample_trajectory_batch(4, 4))
+    assert all(np.isfinite(v) for v in losses.values())
+
+
+def test_signatures_are_those_of_the_rows(trajectories):
+    info = load_d3rlpy(trajectories, 3.0).dataset_info
+    assert info.observation_signature.shape == [(25,)]
+    assert info.action_size == 88
+    assert info.action_space == d3rlpy.constants.ActionSpace.DISCRETE
+
+
+def test_loading_registers_the_skeleton_set_of_the_rows(trajectories):
+    batch = load_d3rlpy(trajectories, 3.0).sample_transition_batch(2)
+    assert registered_set(int(batch.observations[0, 0])) is not None
+
+
+@pytest.mark.parametrize("call", ["append", "append_episode", "dump"])
+def test_the_buffer_takes_nothing_in(trajectories, call):
+    buffer = load_d3rlpy(trajectories, 3.0)
+    arguments = {"append": (0, 0, 0), "append_episode": (None,), "dump": (None,)}[call]
+    with pytest.raises(ValueError, match="view of a dataset on disk and takes nothing in"):
+        getattr(buffer, call)(*arguments)
+
+
+# -- loading ------------------------------------------------------------------------------------
+
+
+def test_a_dataset_loads_by_its_id(made_dataset, trajectories):
+    one, other = load_d3rlpy(made_dataset.id, 1.12), load_d3rlpy(trajectories, 1.12)
+    first, second = one.sample_transition_batch(64), other.sample_transition_batch(64)
+    np.testing.assert_array_equal(first.observations, second.observations)
+    np.testing.assert_array_equal(first.rewards, second.rewards)
+
+
+def test_a_dataset_loads_as_an_object(made_dataset, trajectories):
+    assert load_d3rlpy(made_dataset).transition_count == len(trajectories.actions)
+
+
+def test_an_unknown_dataset_is_refused_naming_those_at_hand(empty_minari):
+    with pytest.raises(ValueError, match=r"'crystal-none-v0' is not on this machine \(.*none\)"):
+        load_d3rlpy("crystal-none-v0")
+
+
+@pytest.mark.parametrize("target", [-1.0, float("nan"), "three", [], True], ids=str)
+def test_a_bad_target_is_refused_before_anything_is_read(target):
+    with pytest.raises((ValueError, TypeError), match="target_gap"):
+        load_d3rlpy("crystal-none-v0", target)

@@ -1,0 +1,305 @@
+"""`crystal_gym.structures`: crystals as people have them, and what is wrong with some."""
+
+import gzip
+
+import ase.db
+import ase.io
+import numpy as np
+import pytest
+from made_crystals import (
+    STRUCTURES,
+    cif_text,
+    perovskite,
+    replaced,
+    rocksalt,
+    tokens_of,
+    triclinic,
+    wurtzite,
+)
+from pymatgen.core import DummySpecies, Lattice, Structure
+from pymatgen.io.ase import AseAtomsAdaptor
+from pymatgen.io.vasp import Poscar
+
+from crystal_gym.sets import load_skeletons
+from crystal_gym.structures import cell_from_structure, parse_cif, read_structures, to_structure
+
+SALT_CIF = cif_text(rocksalt())
+HALF = "0.50000000  0.50000000  0.50000000"
+
+
+def read_one(path):
+    ((name, structure),) = read_structures(path)
+    return name, cell_from_structure(structure)
+
+
+def assert_same_cell(cell, structure):
+    expected = cell_from_structure(structure)
+    np.testing.assert_allclose(cell.lattice @ cell.lattice.T, expected.lattice @ expected.lattice.T)
+    assert sorted(cell.reference.tolist()) == sorted(expected.reference.tolist())
+    assert len(cell.frac_coords) == len(expected.frac_coords)
+
+
+# -- formats ------------------------------------------------------------------------------------
+
+
+def test_a_cif_is_read_under_the_name_of_its_file(tmp_path):
+    (tmp_path / "salt.cif").write_text(SALT_CIF)
+    name, cell = read_one(tmp_path / "salt.cif")
+    assert name == "salt"
+    assert_same_cell(cell, rocksalt())
+
+
+@pytest.mark.parametrize("name", ["POSCAR", "CONTCAR.relaxed", "cell.vasp", "cell.poscar"])
+def test_a_poscar_is_read(tmp_path, name):
+    (tmp_path / name).write_text(Poscar(triclinic()).get_str())
+    assert_same_cell(read_one(tmp_path / name)[1], triclinic())
+
+
+@pytest.mark.parametrize("name", ["cell.xyz", "cell.extxyz"])
+def test_an_extended_xyz_is_read(tmp_path, name):
+    atoms = AseAtomsAdaptor.get_atoms(triclinic())
+    ase.io.write(tmp_path / name, atoms, format="extxyz")
+    assert_same_cell(read_one(tmp_path / name)[1], triclinic())
+
+
+def test_all_frames_of_an_extended_xyz_are_read_under_numbered_names(tmp_path):
+    frames = [AseAtomsAdaptor.get_atoms(s) for s in (rocksalt(), wurtzite(), perovskite())]
+    ase.io.write(tmp_path / "frames.xyz", frames, format="extxyz")
+    found = list(read_structures(tmp_path / "frames.xyz"))
+    assert [name for name, _ in found] == ["frames-0", "frames-1", "frames-2"]
+    assert [len(to_structure(s)) for _, s in found] == [2, 4, 5]
+
+
+def test_all_rows_of_an_ase_database_are_read(tmp_path):
+    with ase.db.connect(tmp_path / "crystals.db") as database:
+        for structure in (rocksalt(), triclinic()):
+            database.write(AseAtomsAdaptor.get_atoms(structure))
+    found = list(read_structures(tmp_path / "crystals.db"))
+    assert [len(to_structure(s)) for _, s in found] == [2, 6]
+    assert_same_cell(cell_from_structure(found[1][1]), triclinic())
+
+
+def test_a_csv_is_read_under_the_names_of_its_rows(tmp_path):
+    text = f'material_id,cif\nmp-1,"{SALT_CIF}"\nmp-2,"{cif_text(wurtzite())}"\n'
+    (tmp_path / "some.csv").write_text(text)
+    found = list(read_structures(tmp_path / "some.csv"))
+    assert [name for name, _ in found] == ["mp-1", "mp-2"]
+    assert [len(s) for _, s in found] == [2, 4]
+
+
+def test_a_gzipped_csv_is_read(tmp_path):
+    (tmp_path / "some.csv.gz").write_bytes(gzip.compress(f'cif\n"{SALT_CIF}"\n'.encode()))
+    name, cell = read_one(tmp_path / "some.csv.gz")
+    assert name == "some-0"
+    assert_same_cell(cell, rocksalt())
+
+
+def test_a_folder_is_read_in_the_order_of_its_names(tmp_path):
+    (tmp_path / "b.cif").write_text(SALT_CIF)
+    (tmp_path / "a.vasp").write_text(Poscar(wurtzite()).get_str())
+    (tmp_path / "notes.txt").write_text("not a structure")
+    (tmp_path / ".hidden.cif").write_text("not a structure")
+    assert [name for name, _ in read_structures(tmp_path)] == ["a", "b"]
+
+
+def test_a_folder_without_structures_says_what_it_expected(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(ValueError, match=r"holds no structure files: expected names ending in"):
+        list(read_structures(tmp_path))
+
+
+def test_a_path_to_nothing_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist: expected a CIF"):
+        list(read_structures(tmp_path / "none.cif"))
+
+
+def test_oxidation_states_do_not_matter():
+    charged = rocksalt().add_oxidation_state_by_element({"Na": 1, "Cl": -1})
+    assert cell_from_structure(charged).reference.tolist() == (
+        cell_from_structure(rocksalt()).reference.tolist()
+    )
+
+
+def test_the_dummy_species_is_an_empty_site():
+    structure = replaced(rocksalt(), [DummySpecies("X"), "Cl"])
+    expected = [0, *tokens_of(["Cl"]).tolist()]
+    assert sorted(cell_from_structure(structure).reference.tolist()) == expected
+
+
+def test_atoms_keep_their_elements_on_their_sites():
+    structure = STRUCTURES["triclinic"]
+    atoms = AseAtomsAdaptor.get_atoms(structure)
+    one, other = cell_from_structure(structure), cell_from_structure(atoms)
+    np.testing.assert_allclose(one.frac_coords, other.frac_coords, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(one.reference, other.reference)
+
+
+# -- what is wrong with a crystal ---------------------------------------------------------------
+
+
+def test_partial_occupancy_is_refused_naming_the_site():
+    structure = Structure(Lattice.cubic(4), [{"Na": 0.5}, "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    with pytest.raises(ValueError, match=r"is disordered: site Na:0\.5 is partially occupied"):
+        cell_from_structure(structure)
+
+
+def test_a_cif_with_partial_occupancy_is_refused(tmp_path):
+    text = SALT_CIF.replace(f"{HALF}  1", f"{HALF}  0.5")
+    assert text != SALT_CIF
+    (tmp_path / "half.cif").write_text(text)
+    with pytest.raises(ValueError, match="half is disordered: site .* is partially occupied"):
+        load_skeletons(tmp_path / "half.cif")
+
+
+def test_a_structure_without_sites_is_refused():
+    with pytest.raises(ValueError, match="has no sites: expected at least one atom"):
+        cell_from_structure(Structure(Lattice.cubic(4), [], []))
+
+
+@pytest.mark.parametrize("kept", ["columns", "nothing"])
+def test_a_cif_without_sites_is_refused(tmp_path, kept):
+    if kept == "columns":
+        text = "".join(x for x in SALT_CIF.splitlines(True) if not x.startswith(("  Na", "  Cl")))
+    else:
+        text = SALT_CIF.split("loop_\n _atom_site")[0]
+    (tmp_path / "none.cif").write_text(text)
+    with pytest.raises(ValueError, match=r"none\.cif cannot be read"):
+        load_skeletons(tmp_path / "none.cif")
+
+
+def test_overlapping_sites_are_refused_with_their_distance():
+    structure = Structure(Lattice.cubic(4), ["Na", "Cl"], [[0, 0, 0], [0.1, 0, 0]])
+    with pytest.raises(
+        ValueError, match=r"has overlapping sites, 0\.40 Å apart: expected at least"
+    ):
+        cell_from_structure(structure)
+
+
+def test_overlap_is_seen_across_the_border_of_the_cell():
+    structure = Structure(Lattice.cubic(4), ["Na", "Cl"], [[0.01, 0, 0], [0.95, 0, 0]])
+    with pytest.raises(ValueError, match=r"overlapping sites, 0\.24 Å apart"):
+        cell_from_structure(structure)
+
+
+def test_the_shortest_bond_of_all_is_no_overlap():
+    structure = Structure(Lattice.cubic(5), ["H", "H"], [[0, 0, 0], [0.148, 0, 0]])
+    assert len(cell_from_structure(structure).reference) == 2
+
+
+def test_a_cif_with_overlapping_sites_is_refused(tmp_path):
+    (tmp_path / "close.cif").write_text(SALT_CIF.replace("0.50000000", "0.01000000"))
+    with pytest.raises(ValueError, match=r"close has overlapping sites, 0\.10 Å apart"):
+        load_skeletons(tmp_path / "close.cif")
+
+
+def test_a_cif_with_two_elements_in_one_place_says_why_it_is_refused(tmp_path):
+    (tmp_path / "same.cif").write_text(SALT_CIF.replace("0.50000000", "0.00000000"))
+    with pytest.raises(ValueError, match=r"same.*([Oo]ccupanc|overlap)"):
+        load_skeletons(tmp_path / "same.cif")
+
+
+@pytest.mark.parametrize("symbol", ["Ar", "Ra", "Qq"])
+def test_an_unsupported_element_is_refused_by_name(tmp_path, symbol):
+    (tmp_path / "odd.cif").write_text(SALT_CIF.replace("Cl", symbol))
+    with pytest.raises(ValueError, match=f"odd: element '{symbol}' is not supported"):
+        load_skeletons(tmp_path / "odd.cif")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["site", "cell"])
+def test_non_finite_coordinates_are_refused(value, where):
+    lattice, site = 4 * np.eye(3), np.array([[0.0, 0.0, 0.0]])
+    (site if where == "site" else lattice)[0, 0] = value
+    with pytest.raises(ValueError, match="not a finite number"):
+        cell_from_structure(Structure(lattice, ["Na"], site), "x")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "?"])
+def test_a_cif_with_a_coordinate_that_is_no_number_is_refused(tmp_path, value):
+    (tmp_path / "odd.cif").write_text(SALT_CIF.replace("0.50000000", value))
+    with pytest.raises(ValueError, match=r"odd.*(cannot be read|not a finite number)"):
+        load_skeletons(tmp_path / "odd.cif")
+
+
+def test_a_flat_cell_is_refused():
+    flat = np.array([[4.0, 0, 0], [0, 4, 0], [4, 4, 1e-9]])
+    with pytest.raises(ValueError, match="three independent lattice vectors"):
+        cell_from_structure(Structure(flat, ["Na"], [[0, 0, 0]]), "x")
+
+
+def test_atoms_without_periodicity_are_refused():
+    from ase import Atoms
+
+    with pytest.raises(ValueError, match="not periodic in all directions"):
+        cell_from_structure(Atoms("NaCl", [[0, 0, 0], [2, 0, 0]], cell=[5, 5, 5], pbc=[1, 1, 0]))
+
+
+def test_an_xyz_without_a_lattice_is_refused(tmp_path):
+    (tmp_path / "molecule.xyz").write_text("2\n\nNa 0 0 0\nCl 0 0 2.4\n")
+    with pytest.raises(ValueError, match="not periodic in all directions"):
+        load_skeletons(tmp_path / "molecule.xyz")
+
+
+def test_another_kind_of_object_is_refused():
+    with pytest.raises(TypeError, match="type dict is not understood: expected a pymatgen"):
+        to_structure({"lattice": 1})
+
+
+# -- what is wrong with a file ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("text.cif", b"hello world\n"),
+        ("bytes.cif", bytes(range(256))),
+        ("empty.cif", b""),
+        ("half.cif", SALT_CIF[: len(SALT_CIF) // 2].encode()),
+        ("POSCAR", b"hello\n"),
+        ("empty.vasp", b""),
+        ("text.xyz", b"hello\n"),
+        ("text.db", b"hello " * 200),
+        ("text.txt", b"hello\n"),
+    ],
+)
+def test_a_garbage_file_is_refused_by_name(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} cannot be read .*: expected a complete CIF"):
+        load_skeletons(tmp_path / name)
+
+
+def test_a_truncated_gzip_is_refused(tmp_path):
+    whole = gzip.compress(f'cif\n"{SALT_CIF}"\n'.encode())
+    (tmp_path / "some.csv.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"some\.csv\.gz is damaged"):
+        load_skeletons(tmp_path / "some.csv.gz")
+
+
+def test_a_csv_without_a_cif_column_is_refused(tmp_path):
+    (tmp_path / "some.csv").write_text("name,formula\na,NaCl\n")
+    with pytest.raises(ValueError, match=r"has no column called cif \(found: name, formula\)"):
+        load_skeletons(tmp_path / "some.csv")
+
+
+BROKEN_ROWS = {
+    "no cif": "nonsense",
+    "empty": "",
+    "unreadable coordinate": SALT_CIF.replace("0.50000000", "?"),
+    "unsupported element": SALT_CIF.replace("Cl", "Ar"),
+    "partial occupancy": SALT_CIF.replace(f"{HALF}  1", f"{HALF}  0.5"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN_ROWS.values(), ids=BROKEN_ROWS)
+def test_a_broken_row_is_named_by_its_number_and_the_others_are_kept(tmp_path, broken):
+    rows = [SALT_CIF, broken, cif_text(wurtzite())]
+    text = "material_id,cif\n" + "".join(f'mp-{i},"{cif}"\n' for i, cif in enumerate(rows))
+    (tmp_path / "some.csv").write_text(text)
+    with pytest.warns(UserWarning, match="1 of 3 rows .* row 1"):
+        skeletons = load_skeletons(tmp_path / "some.csv")
+    assert skeletons.names.tolist() == ["mp-0", "mp-2"]
+
+
+def test_a_cif_without_atoms_is_a_value_error():
+    with pytest.raises(ValueError, match="the CIF cannot be read"):
+        parse_cif("data_x\n")
