@@ -224,3 +224,7 @@ def _data_show(options: argparse.Namespace) -> None:
     )
     print(markdown_table(rows))
     print(f"\n{dataset.storage.metadata.get('description', '')}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

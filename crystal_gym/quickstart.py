@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import platform
 import sys
@@ -71,9 +73,9 @@ def quickstart(
         ImportError: If the extra ``agents`` is not installed.
     """
     started = time.monotonic()
-    _require_agents()
     if not minutes > 0:
         raise ValueError(f"minutes={minutes} is no training time: expected more than 0, such as 3")
+    _require_agents()
     output = Path(output)
     data = _mp20_data(crystals) if _has_mp20() else _mini_data()
     _say(
@@ -101,9 +103,11 @@ def quickstart(
 
 def _require_agents() -> None:
     try:
-        import d3rlpy  # noqa: F401
-        import torch  # noqa: F401
-        import torch_geometric  # noqa: F401
+        # gym, which d3rlpy still imports beside gymnasium, prints a banner that means nothing here.
+        with contextlib.redirect_stderr(io.StringIO()):
+            import d3rlpy  # noqa: F401
+            import torch  # noqa: F401
+            import torch_geometric  # noqa: F401
     except ImportError as error:
         raise ImportError(
             f"training needs {error.name}, which is not installed: expected the extra `agents`; "
@@ -216,8 +220,8 @@ def _text(data: _Data, scores: dict[str, Scores], fillings: list[list[str]], min
             f"# Quickstart: {data.name}",
             "",
             f"Trained on {len(data.training.actions):,} transitions for {minutes * 30:.0f} s each "
-            f"(paper preset, batch {_BATCH}, c-CQL with w = 5); judged on {len(data.held_out)} held-out skeletons, "
-            "filled greedily from empty at a target of 3 eV. Per cent.",
+            f"(paper preset, batch {_BATCH}, c-CQL with w = 5); judged on {len(data.held_out)} "
+            "held-out skeletons, filled greedily from empty at a target of 3 eV. Per cent.",
             "",
             text_table(scores),
             "",

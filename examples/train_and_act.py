@@ -44,7 +44,7 @@ def main() -> None:
         terminated = False
         while not terminated:
             action = policy.predict(observation[None], info["action_mask"])[0]
-            observation, reward, terminated, _, info = env.step(action)
+            observation, _, terminated, _, info = env.step(action)
         print(f"target {target_gap} eV: {info['formula']:10s} DFT table: {info['oracle_status']}")
 
 

@@ -1,0 +1,48 @@
+"""What the documents show must run."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from crystal_gym.datasets import build_mini
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def with_mini(empty_minari, tmp_path, monkeypatch):
+    pytest.importorskip("d3rlpy")
+    build_mini()
+    monkeypatch.chdir(tmp_path)  # d3rlpy writes its logs where it runs
+
+
+# The README trains with d3rlpy's fit(), whose progress bar and logger leave files to the collector.
+@pytest.mark.filterwarnings("ignore")
+def test_the_readme_runs_from_top_to_bottom(with_mini):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert len(blocks) == 3
+    names = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert 0 <= names["action"] < 88
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_an_example_runs(path, with_mini, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(path), "2"])
+    runpy.run_path(str(path), run_name="__main__")
+    assert capsys.readouterr().out.count("target") == 3
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_an_example_is_short(path):
+    assert len(path.read_text("utf-8").splitlines()) < 80
+
+
+def test_the_readme_names_its_two_commands():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert "make quickstart" in text
+    assert "make test" in text
