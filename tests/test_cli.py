@@ -38,8 +38,9 @@ def test_version(capsys):
     assert crystal_gym.__version__ in capsys.readouterr().out
 
 
-def test_build_mini_makes_a_dataset_that_minari_lists(mini_dataset, capsys):
-    assert mini_dataset in minari.list_local_datasets()
+def test_build_mini_makes_a_dataset_that_minari_lists(empty_minari, capsys):
+    assert main(["data", "build", "mini"]) == 0
+    assert "crystal-mini-v0" in minari.list_local_datasets()
     assert "153 episodes, 500 transitions" in capsys.readouterr().out
 
 
