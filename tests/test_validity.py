@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from smact.screening import smact_validity
 
-from crystal_gym.elements import ELEMENTS, N_ELEMENTS
+from crystal_gym.elements import ELEMENTS
 from crystal_gym.validity import smact_valid
 
 
@@ -30,11 +30,13 @@ def test_known_compositions(counts, valid):
 
 def test_equals_smact_on_random_compositions():
     generator = np.random.default_rng(0)
+    # SMACT 3 fails on elements without an electronegativity, which SMACT 4 calls invalid.
+    usual = [e for e in ELEMENTS if e not in ("He", "Ne", "Pm")]
     verdicts = []
     for _ in range(1500):
         size = generator.integers(1, 5)
-        chosen = generator.choice(N_ELEMENTS, size=size, replace=False)
-        counts = {ELEMENTS[e]: int(generator.integers(1, 7)) for e in chosen}
+        chosen = generator.choice(len(usual), size=size, replace=False)
+        counts = {usual[e]: int(generator.integers(1, 7)) for e in chosen}
         verdicts.append(smact_valid(counts))
         assert verdicts[-1] == by_smact(counts), counts
     assert 100 < sum(verdicts) < 1400  # the draw holds plenty of both
