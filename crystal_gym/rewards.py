@@ -8,6 +8,7 @@ doi 10.1039/d4dd00024b.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +24,7 @@ from crystal_gym.oracles.base import Properties
 __all__ = [
     "REWARDS",
     "RY_TO_EV",
+    "BuiltInReward",
     "EnergyReward",
     "FormationReward",
     "Reward",
@@ -54,8 +56,35 @@ def _gap_term(gap_ev: ArrayLike, target_gap: ArrayLike, width: float) -> Float:
     return np.exp(-((np.asarray(gap_ev) - np.asarray(target_gap)) ** 2) / width)
 
 
+class BuiltInReward(ABC):
+    """A reward that is a formula: one crystal at a time, or many at once."""
+
+    @abstractmethod
+    def values(
+        self,
+        total_energy_ry: ArrayLike,
+        formation_energy_ev_per_atom: ArrayLike,
+        band_gap_ev: ArrayLike,
+        target_gap: ArrayLike | None,
+    ) -> Float:
+        """Return rewards of many crystals at once; NaN stays NaN."""
+
+    def __call__(self, properties: Properties, target_gap: float | None) -> float | None:
+        """Return the reward of one crystal, None if a property it needs is unknown."""
+        total, formation, gap = (
+            np.nan if known is None else known
+            for known in (
+                properties.total_energy_ry,
+                properties.formation_energy_ev_per_atom,
+                properties.band_gap_ev,
+            )
+        )
+        value = float(self.values(total, formation, gap, target_gap))
+        return None if np.isnan(value) else value
+
+
 @dataclass(frozen=True)
-class FormationReward:
+class FormationReward(BuiltInReward):
     r"""Eqn (7): formation energy and distance of the gap to the target.
 
     .. math:: r = a_1 e^{-E_\mathrm{form}/b_1} + a_2 e^{-(p-\hat p)^2/b_2}
@@ -87,13 +116,9 @@ class FormationReward:
             return energy
         return energy + self.a2 * _gap_term(band_gap_ev, target_gap, self.b2)
 
-    def __call__(self, properties: Properties, target_gap: float | None) -> float | None:
-        """Return the reward of one crystal."""
-        return _single(self, properties, target_gap)
-
 
 @dataclass(frozen=True)
-class TotalEnergyReward:
+class TotalEnergyReward(BuiltInReward):
     r"""Eqn (16): total energy instead of formation energy.
 
     .. math:: r = a_1 \log_{10}(-E_\mathrm{tot}) + a_2 e^{-(p-\hat p)^2/b}
@@ -123,13 +148,9 @@ class TotalEnergyReward:
             return energy
         return energy + self.a2 * _gap_term(band_gap_ev, target_gap, self.b)
 
-    def __call__(self, properties: Properties, target_gap: float | None) -> float | None:
-        """Return the reward of one crystal."""
-        return _single(self, properties, target_gap)
-
 
 @dataclass(frozen=True)
-class EnergyReward:
+class EnergyReward(BuiltInReward):
     r"""Formation energy only, :math:`a_1 e^{-E_\mathrm{form}/b_1}`, whatever the target.
 
     Attributes:
@@ -150,28 +171,8 @@ class EnergyReward:
         """Return rewards of many crystals at once; NaN stays NaN."""
         return self.a1 * np.exp(-np.asarray(formation_energy_ev_per_atom) / self.b1)
 
-    def __call__(self, properties: Properties, target_gap: float | None) -> float | None:
-        """Return the reward of one crystal."""
-        return _single(self, properties, target_gap)
 
-
-BuiltIn = FormationReward | TotalEnergyReward | EnergyReward
-
-
-def _single(reward: BuiltIn, properties: Properties, target_gap: float | None) -> float | None:
-    total, formation, gap = (
-        np.nan if known is None else known
-        for known in (
-            properties.total_energy_ry,
-            properties.formation_energy_ev_per_atom,
-            properties.band_gap_ev,
-        )
-    )
-    value = float(reward.values(total, formation, gap, target_gap))
-    return None if np.isnan(value) else value
-
-
-REWARDS: dict[str, BuiltIn] = {
+REWARDS: dict[str, BuiltInReward] = {
     "formation": FormationReward(),
     "total_energy": TotalEnergyReward(),
     "energy": EnergyReward(),

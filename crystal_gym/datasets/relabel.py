@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from crystal_gym.envs.crystal_fill import check_target_gap
 from crystal_gym.oracles import Properties
-from crystal_gym.rewards import Reward, make_reward
+from crystal_gym.rewards import BuiltInReward, Reward, make_reward
 
 __all__ = ["UNIFORM_RANGE_EV", "TargetSampler", "terminal_rewards"]
 
@@ -102,10 +102,8 @@ def terminal_rewards(
     """
     function = make_reward(reward)
     columns = total_energy_ry, formation_energy_ev_per_atom, band_gap_ev
-    values = getattr(function, "values", None)
-    if values is not None:
-        result: Float = values(*columns, target_gap)
-        return result
+    if isinstance(function, BuiltInReward):
+        return function.values(*columns, target_gap)
     targets = [None] * len(band_gap_ev) if target_gap is None else target_gap.tolist()
     rows = zip(*([None if np.isnan(v) else v for v in c.tolist()] for c in columns), strict=True)
     single = [function(Properties(*row), target) for row, target in zip(rows, targets, strict=True)]
