@@ -155,8 +155,7 @@ def _table(table_id: int, device: torch.device) -> _Table:
 def _build_table(skeletons: SkeletonSet, device: torch.device) -> _Table:
     owner = np.repeat(np.arange(len(skeletons)), skeletons.n_edges)
     source, target = skeletons.edge_index.astype(np.int64)
-    first = _first_of_groups(owner, source, target, skeletons.edge_length)
-    order, starts = first
+    order, starts = _first_of_groups(owner, source, target, skeletons.edge_length)
     weight = np.diff(np.append(starts, len(order)))
     kept = order[starts]
     owner, source, target = owner[kept], source[kept], target[kept]

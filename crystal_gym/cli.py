@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import crystal_gym
@@ -43,6 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has left: nothing to explain
         return 0
+    except (BrokenExecutor, MemoryError) as error:
+        print(
+            f"crystal-gym: out of memory, or a worker process was killed ({error}): close other "
+            "programs, or use fewer --workers",
+            file=sys.stderr,
+        )
+        return 1
     except (ValueError, TypeError, ImportError, OSError) as error:
         print(f"crystal-gym: {error}", file=sys.stderr)
         return 1
@@ -83,7 +91,7 @@ def _add_quickstart(commands: argparse._SubParsersAction[argparse.ArgumentParser
     command.add_argument(
         "--crystals", type=_count, default=800, help="training crystals of MP-20 (%(default)s)"
     )
-    command.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    command.add_argument("--seed", type=_seed, default=0, help="of everything random (%(default)s)")
     command.set_defaults(run=_quickstart)
 
 
@@ -121,10 +129,15 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is too few: expected a whole number above 0")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 0 to 2^32 - 1")
+    return int(text)
 
 
 def _quickstart(options: argparse.Namespace) -> None:

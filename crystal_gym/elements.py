@@ -110,9 +110,10 @@ def element_mask(elements: Sequence[str] | None) -> NDArray[np.int8]:
     """
     if elements is None:
         return np.ones(N_ELEMENTS, dtype=np.int8)
-    if isinstance(elements, str):
+    if isinstance(elements, str) or not isinstance(elements, Iterable):
+        what = "one string" if isinstance(elements, str) else "no list"
         raise TypeError(
-            f"elements={elements!r} is one string: expected a list of symbols such as ['Zn', 'S']"
+            f"elements={elements!r} is {what}: expected a list of symbols such as ['Zn', 'S']"
         )
     mask = np.zeros(N_ELEMENTS, dtype=np.int8)
     for symbol in elements:

@@ -74,10 +74,11 @@ def quickstart(
         ImportError: If the extra ``agents`` is not installed.
     """
     started = time.monotonic()
-    if not minutes > 0:
+    if not 0 < minutes < float("inf"):
         raise ValueError(f"minutes={minutes} is no training time: expected more than 0, such as 3")
     _require_agents()
     output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)  # fail before the training, not after it
     data = _mp20_data(crystals) if _has_mp20() else _mini_data()
     _say(
         f"{data.name}: {len(data.training)} training episodes "
@@ -191,7 +192,7 @@ def _train(
     curve: list[tuple[float, float]] = []
     begun = time.monotonic()
     bar = tqdm(total=round(seconds), desc=f"training {name}", unit="s", bar_format=_BAR)
-    while (passed := time.monotonic() - begun) < seconds:
+    while (passed := time.monotonic() - begun) < seconds or not curve:
         # Half a cosine over the time there is: the last steps settle instead of wandering.
         rate = _LEARNING_RATE * 0.5 * (1.0 + np.cos(np.pi * passed / seconds))
         for group in algorithm.impl.modules.optim.optim.param_groups:

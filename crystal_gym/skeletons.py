@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, fields
@@ -40,6 +41,7 @@ __all__ = [
     "SkeletonSet",
     "build_skeletons",
     "filled_structure",
+    "process_pool",
     "registered_set",
 ]
 
@@ -459,7 +461,7 @@ def build_skeletons(
     """
     known = cache.get([c.key for c in cells]) if cache is not None else {}
     todo = list({c.key: c for c in cells if c.key not in known}.values())
-    workers = workers or (len(os.sched_getaffinity(0)) if len(todo) >= 32 else 1)
+    workers = workers or (_cores() if len(todo) >= 32 else 1)
     failed: dict[str, str] = {}
     fresh: dict[str, Geometry] = {}
 
@@ -471,7 +473,7 @@ def build_skeletons(
 
     pool = executor
     if pool is None and workers > 1 and todo:
-        pool = ProcessPoolExecutor(workers)
+        pool = process_pool(workers)
     try:
         results = map(_analyse, todo) if pool is None else pool.map(_analyse, todo, chunksize=8)
         for cell, result in zip(_bar(todo, "graphs", progress), results, strict=True):
@@ -491,6 +493,21 @@ def build_skeletons(
         raise ValueError(f"no structure could be analysed; {first.name}: {failed[first.key]}")
     problems = {i: failed[c.key] for i, c in enumerate(cells) if c.key in failed}
     return SkeletonSet.from_cells(good, [known[c.key] for c in good]), problems
+
+
+def process_pool(workers: int | None = None) -> ProcessPoolExecutor:
+    """Return a pool, as large as there are cores, that leaves Ctrl-C to its parent."""
+    return ProcessPoolExecutor(workers or _cores(), initializer=_ignore_interrupt)
+
+
+def _ignore_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _bar(items: Sequence[Any], description: str, show: bool) -> Iterator[Any]:

@@ -22,6 +22,9 @@ __all__ = ["MIN_DISTANCE", "cell_from_structure", "parse_cif", "read_structures"
 MIN_DISTANCE = 0.5
 """Å. Closer sites overlap: the shortest bond of all, in H2, is 0.74 Å."""
 
+MAX_SITES = 500
+"""Larger cells are refused: symmetry and distances take time and memory with the square."""
+
 SUFFIXES = (".cif", ".vasp", ".poscar", ".xyz", ".extxyz", ".db", ".csv", ".gz")
 
 
@@ -41,6 +44,11 @@ def cell_from_structure(structure: Any, name: str | None = None) -> Cell:
     label = name or (structure.composition.reduced_formula if len(structure) else "structure")
     if len(structure) == 0:
         raise ValueError(f"{label} has no sites: expected at least one atom in a periodic cell")
+    if len(structure) > MAX_SITES:
+        raise ValueError(
+            f"{label} has {len(structure):,} sites: expected at most {MAX_SITES}; use the "
+            "primitive cell"
+        )
     if not structure.is_ordered:
         mixed = next(site for site in structure if not site.is_ordered)
         raise ValueError(
@@ -142,6 +150,8 @@ def parse_cif(text: str) -> Structure:
         ) as error:
             why = [str(w.message) for w in said if "No structure parsed" in str(w.message)]
             reason = why[0].splitlines()[-1] if why else _first_line(error)
+            if isinstance(error, ZeroDivisionError) and "modulo" in reason:
+                reason = "it lists no atom sites"  # pymatgen counts its coordinates
             raise ValueError(f"the CIF cannot be read ({reason})") from error
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from crystal_gym.files import raw_data_dir
 from crystal_gym.oracles import PropertyTable, Status, load_table
 from crystal_gym.rewards import formation_energy
 from crystal_gym.sets import DATASETS, geometry_cache
-from crystal_gym.skeletons import Cell, SkeletonSet, build_skeletons
+from crystal_gym.skeletons import Cell, SkeletonSet, build_skeletons, process_pool
 from crystal_gym.structures import cell_from_structure, parse_cif
 
 __all__ = ["BuildReport", "build_mini", "build_mini_set", "build_mp20", "labelled_table"]
@@ -100,6 +101,13 @@ def build_mp20(
     folder = Path(source) if source is not None else raw_data_dir()
     reports = []
     for split in splits:
+        if split == "val" and reports and not (folder / "qe" / "labels.csv.gz").exists():
+            warnings.warn(
+                f"{_CARDS[split].dataset_id} is not built: {folder / 'qe'} has no labels.csv.gz, "
+                "the only file with labels of the validation split",
+                stacklevel=2,
+            )
+            continue
         table, problems = labelled_table(
             folder, split, limit=limit, workers=workers, progress=progress
         )
@@ -167,6 +175,9 @@ def labelled_table(
                 pairs.append((result, label))
             else:
                 problems[f"{split}-{row.position}"] = result
+        if not pairs:
+            first = next(iter(problems.items()), (split, "it has no labels"))
+            raise ValueError(f"no crystal of {folder} can be used; {first[0]}: {first[1]}")
         skeletons, failed = build_skeletons(
             [cell for cell, _ in pairs],
             cache=geometry_cache(),
@@ -182,7 +193,7 @@ def labelled_table(
 def _pool(workers: int | None, count: int) -> nullcontext[None] | Executor:
     if workers == 1 or count < 64:
         return nullcontext()
-    return ProcessPoolExecutor(workers)
+    return process_pool(workers)
 
 
 def _parse_row(row: CrystalRow) -> Cell | str:

@@ -13,7 +13,11 @@ HDF5 file it was made with, and is left aside once that file is another.
 from __future__ import annotations
 
 import copy
+import fcntl
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -36,7 +40,7 @@ from crystal_gym.elements import N_ELEMENTS
 from crystal_gym.envs.observations import make_form
 from crystal_gym.files import DAMAGED_NPZ, atomic_path, open_npz, sha256_of
 from crystal_gym.oracles import PropertyTable
-from crystal_gym.sets import dataset_dir
+from crystal_gym.sets import dataset_dir, load_skeleton_file
 from crystal_gym.skeletons import Skeleton, SkeletonSet
 
 __all__ = ["STORED_TARGET_EV", "DatasetCard", "read_trajectories", "write_dataset"]
@@ -86,23 +90,46 @@ def write_dataset(
     target = dataset_dir(card.dataset_id)
     target.parent.parent.mkdir(parents=True, exist_ok=True)
     aside = _aside(target.parent)
-    if aside.exists() and not target.parent.exists():
-        aside.rename(target.parent)  # a build was killed between its two renames
-    for leftover in target.parent.parent.glob(f".{card.dataset_id}.building*"):
-        shutil.rmtree(leftover, ignore_errors=True)  # of a build that was killed
     building = target.parent.parent / f".{card.dataset_id}.building"
-    data = building / "data"
-    data.mkdir(parents=True)
-    try:
-        table.skeletons.save(data / "skeletons.npz")
-        table.save(data / "table.npz")
-        _write_storage(card, trajectories, data, progress)
-        _save_columns(trajectories, data)
-        _replace_folder(building, target.parent)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
+    with _claimed(building):
+        if aside.exists() and not target.parent.exists():
+            aside.rename(target.parent)  # a build was killed between its two renames
+        data = building / "data"
+        shutil.rmtree(data, ignore_errors=True)  # of a build that was killed
+        shutil.rmtree(aside, ignore_errors=True)
+        data.mkdir()
+        try:
+            table.skeletons.save(data / "skeletons.npz")
+            table.save(data / "table.npz")
+            _write_storage(card, trajectories, data, progress)
+            _save_columns(trajectories, data)
+            _replace_folder(building, target.parent)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
     return target
+
+
+@contextmanager
+def _claimed(building: Path) -> Iterator[None]:
+    """Make a folder and hold it against other processes; a killed one lets go of it."""
+    building.mkdir(exist_ok=True)
+    handle = os.open(building, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The folder may have been renamed by its builder between our mkdir and our lock.
+            ours = building.exists() and os.path.samestat(os.fstat(handle), building.stat())
+        except BlockingIOError:
+            ours = False
+        if not ours:
+            raise OSError(
+                f"{building} is being written by another process: expected one build of a dataset "
+                "at a time; wait until it is done"
+            )
+        yield
+    finally:
+        os.close(handle)
 
 
 def _replace_folder(new: Path, target: Path) -> None:
@@ -188,8 +215,10 @@ class _EpisodeWriter:
         self._shared: dict[Any, h5py.Dataset] = {}
         self._group_settings = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
         self._group_settings.set_attr_phase_change(64, 32)
+        self._group_settings.set_obj_track_times(False)  # the same data give the same bytes
         self._array_settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         self._array_settings.set_layout(h5py.h5d.COMPACT)
+        self._array_settings.set_obj_track_times(False)
 
     def write(self, episode: int, reward: float) -> None:
         """Write one episode; ``reward`` is its terminal reward."""
@@ -298,14 +327,22 @@ def read_trajectories(dataset: minari.MinariDataset, progress: bool = False) -> 
             f"dataset {dataset.id} does not hold compact observations ({space}): expected a "
             "dataset of CrystalFill-v0 made with observation='compact'"
         )
-    env = dataset.recover_environment()
-    skeletons = env.unwrapped.skeletons
-    env.close()
     folder = Path(dataset.storage.data_path)
+    skeletons = _skeletons_of(dataset, folder)
     columns = _load_columns(folder, skeletons)
     if columns is not None:
         return columns.subset(dataset.episode_indices)
     return _read_episodes(dataset, folder, skeletons, progress)
+
+
+def _skeletons_of(dataset: minari.MinariDataset, folder: Path) -> SkeletonSet:
+    # Those the episodes were written with: a named set may since have become another one.
+    if (folder / "skeletons.npz").exists():
+        return load_skeleton_file(folder / "skeletons.npz")
+    env = dataset.recover_environment()
+    skeletons: SkeletonSet = env.unwrapped.skeletons
+    env.close()
+    return skeletons
 
 
 def _save_columns(trajectories: Trajectories, folder: Path) -> None:

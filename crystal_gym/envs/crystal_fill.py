@@ -287,15 +287,33 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
 
     def _evaluate(self, state: State) -> Properties:
         if isinstance(self.oracle, FillingOracle):
-            return self.oracle.evaluate_fillings([Filling(state.skeleton, state.tokens)])[0]
-        return self.oracle.evaluate([state.skeleton.structure(state.tokens)])[0]
+            answers = self.oracle.evaluate_fillings([Filling(state.skeleton, state.tokens)])
+        else:
+            answers = self.oracle.evaluate([state.skeleton.structure(state.tokens)])
+        if (
+            not isinstance(answers, Sequence)
+            or len(answers) != 1
+            or not isinstance(answers[0], Properties)
+        ):
+            raise TypeError(
+                f"the oracle {type(self.oracle).__name__} answered {answers!r} for one crystal: "
+                "expected a list of one crystal_gym.oracles.Properties"
+            )
+        return answers[0]
 
     def _score(self, properties: Properties, target: float | None) -> tuple[float, str]:
         if properties.status != Status.OK:
             return self._failure_reward, str(properties.status)
         reward = self._reward(properties, target)
-        if reward is None or not math.isfinite(reward):
+        if reward is None:
             return self._failure_reward, "the oracle lacks a property that the reward needs"
+        if not isinstance(reward, numbers.Real):
+            raise TypeError(
+                f"the reward function returned {reward!r}: expected a number, or None where a "
+                "property is unknown"
+            )
+        if not math.isfinite(reward):
+            return self._failure_reward, f"the reward of these properties is {float(reward)}"
         return float(reward), str(properties.status)
 
     def _observe(self) -> Any:
@@ -305,8 +323,9 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
     def _info(self) -> dict[str, Any]:
         state = self._require_state()
         if self._mask_table is not None and not is_terminal(state):
-            allowed = self._mask_table.extensions(state.skeleton, state.tokens, state.focus)
-            self._mask = allowed & self._element_mask
+            self._mask = self._mask_table.extensions(
+                state.skeleton, state.tokens, state.focus, self._element_mask
+            )
             if not self._mask.any():
                 raise ValueError(
                     f"no allowed element is left for site {state.focus} of {state.skeleton.name}: "
@@ -359,7 +378,7 @@ def make_oracle(oracle: Any, skeletons: Any = "mini") -> Oracle:
         return TableOracle(_table_beside(skeletons))
     if isinstance(oracle, (str, Path, PropertyTable)):
         return TableOracle(oracle)
-    if not isinstance(oracle, Oracle):
+    if not isinstance(oracle, Oracle) or isinstance(oracle, type):
         raise TypeError(
             f"oracle={oracle!r} has no evaluate(structures): expected 'table', a path to a table, "
             "or an object with the oracle protocol"

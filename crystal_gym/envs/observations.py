@@ -346,7 +346,7 @@ def make_form(name: str, skeletons: SkeletonSet, *, conditional: bool) -> Observ
     Raises:
         ValueError: If there is no such form.
     """
-    if name not in FORMS:
+    if not isinstance(name, str) or name not in FORMS:
         raise ValueError(f"observation={name!r} is unknown: expected one of {', '.join(FORMS)}")
     form: ObservationForm = FORMS[name](skeletons, conditional)
     return form

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -169,10 +169,10 @@ def load_table(source: Path | str) -> PropertyTable:
     else:
         path = Path(source)
         path = path / "table.npz" if path.is_dir() else path
-    if not path.exists():
+    if not path.exists() or not path.with_name("skeletons.npz").exists():
         raise ValueError(
             f"oracle={str(source)!r} is neither a known table nor an existing path: expected "
-            f"one of {', '.join([*BUNDLED, *DATASETS])} or a table.npz"
+            f"one of {', '.join([*BUNDLED, *DATASETS])} or a table.npz beside its skeletons.npz"
         )
     return _load_unchanged(path, path.stat().st_mtime_ns)
 
@@ -242,9 +242,11 @@ class TableOracle:
         composition = tuple(sorted((s, round(n)) for s, n in counts.items()))
         return self._look_up(composition, structure.copy)
 
-    def _look_up(self, composition: tuple[tuple[str, int], ...], make: object) -> Properties:
+    def _look_up(
+        self, composition: tuple[tuple[str, int], ...], make: Callable[[], Structure]
+    ) -> Properties:
         candidates = self._by_composition.get(composition)
-        if not candidates or not callable(make):
+        if not candidates:
             return _UNKNOWN
         from pymatgen.analysis.structure_matcher import ElementComparator, StructureMatcher
 
@@ -269,7 +271,11 @@ class TableOracle:
         return _UNKNOWN
 
     def extensions(
-        self, skeleton: Skeleton, tokens: NDArray[np.int16], focus: int
+        self,
+        skeleton: Skeleton,
+        tokens: NDArray[np.int16],
+        focus: int,
+        elements: NDArray[np.int8] | None = None,
     ) -> NDArray[np.int8]:
         """Return which elements at ``focus`` some calculated filling agrees with.
 
@@ -277,6 +283,7 @@ class TableOracle:
             skeleton: A skeleton of the table's set.
             tokens: Partial filling, 0 where empty, ``(n_sites,)``.
             focus: The site to fill.
+            elements: Elements that a filling may hold, int8 ``(88,)``; None allows all.
 
         Returns:
             int8 ``(88,)``: 1 for every element that leaves at least one filling of the table with
@@ -285,6 +292,8 @@ class TableOracle:
         orbits = self._all_labellings(skeleton)
         filled = np.flatnonzero(tokens)
         agree = np.all(orbits[:, filled] == tokens[filled].astype(np.uint8), axis=1)
+        if elements is not None:  # all sites: else the last ones could be left with nothing
+            agree &= elements[orbits.astype(np.int64) - 1].all(axis=1)
         mask = np.zeros(N_ELEMENTS, dtype=np.int8)
         mask[np.unique(orbits[agree, focus]).astype(np.int64) - 1] = 1
         return mask
