@@ -16,6 +16,10 @@ from pathlib import Path
 __all__ = ["CrystalRow", "read_cdvae_csv"]
 
 
+_LONGEST_CIF = 100_000_000
+"""Characters a cell may have; a CIF that is too large is refused later, as one row."""
+
+
 @dataclass(frozen=True)
 class CrystalRow:
     """One row: its position, its id (``material_id`` where the file has it) and its CIF text."""
@@ -40,8 +44,10 @@ def read_cdvae_csv(path: Path | str) -> tuple[list[CrystalRow], dict[int, str]]:
     stem = path.name.split(".")[0]
     rows: list[CrystalRow] = []
     problems: dict[int, str] = {}
+    limit = csv.field_size_limit(_LONGEST_CIF)
     try:
         with _open_text(path) as file:
+            # Wrong quoting refuses the file: rows are known by position, which it would shift.
             reader = csv.DictReader(file, strict=True)
             columns = reader.fieldnames or []
             if "cif" not in columns:
@@ -60,6 +66,8 @@ def read_cdvae_csv(path: Path | str) -> tuple[list[CrystalRow], dict[int, str]]:
         raise ValueError(
             f"{path} is damaged ({error}): expected a complete CSV file; fetch it again"
         ) from error
+    finally:
+        csv.field_size_limit(limit)
     return rows, problems
 
 

@@ -39,7 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
+        print(
+            "\ninterrupted: datasets are as they were and finished graphs are kept; run the same "
+            "command again",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has left: nothing to explain
@@ -179,7 +183,10 @@ def _dataset_row(dataset_id: str, metadata: dict[str, object]) -> list[str]:
     folder = dataset_dir(dataset_id)
     crystals = ""
     if (folder / "skeletons.npz").exists():
-        crystals = f"{len(SkeletonSet.load(folder / 'skeletons.npz')):,}"
+        try:
+            crystals = f"{len(SkeletonSet.load(folder / 'skeletons.npz')):,}"
+        except ValueError:
+            crystals = "damaged"
     episodes = f"{metadata.get('total_episodes', 0):,}"
     return [dataset_id, crystals, episodes, _size(folder / "main_data.hdf5"), "Minari dataset"]
 

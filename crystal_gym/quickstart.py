@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import platform
 import sys
 import time
@@ -13,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import minari
 import numpy as np
 from tqdm import tqdm
 
@@ -32,7 +34,7 @@ from crystal_gym.evaluation import (
 from crystal_gym.evaluation.metrics import compositions
 from crystal_gym.evaluation.report import markdown_table
 from crystal_gym.files import atomic_path, raw_data_dir
-from crystal_gym.oracles import Filling, PropertyTable, TableOracle
+from crystal_gym.oracles import Filling, PropertyTable, TableOracle, load_table
 from crystal_gym.validity import smact_valid
 
 __all__ = ["quickstart"]
@@ -120,7 +122,13 @@ def _require_agents() -> None:
 def _has_mp20() -> bool:
     folder = raw_data_dir()
     names = ("train.csv", "train.csv.gz")
-    return any((folder / "mp20" / name).exists() for name in names) and (folder / "qe").exists()
+    found = any((folder / "mp20" / name).exists() for name in names) and (folder / "qe").exists()
+    if not found and os.environ.get("CRYSTAL_GYM_DATA"):
+        raise FileNotFoundError(
+            f"CRYSTAL_GYM_DATA={folder} holds no MP-20: expected mp20/train.csv and qe/ in it; "
+            "correct it, or unset it to use the bundled crystals"
+        )
+    return found
 
 
 def _mp20_data(crystals: int) -> _Data:
@@ -140,9 +148,12 @@ def _mp20_data(crystals: int) -> _Data:
 
 
 def _mini_data() -> _Data:
-    report = build_mini(progress=False)
-    _say(str(report))
-    table = TableOracle("mini").table
+    if "crystal-mini-v0" not in minari.list_local_datasets():
+        try:  # for what the reader does next; nothing below depends on it
+            _say(str(build_mini()))
+        except OSError as error:
+            _say(f"crystal-mini-v0 is not built: {error}")
+    table = load_table("mini")
     return _split(table, "bundled set mini", np.arange(len(table.skeletons)) % 4 != 3, _SMALL)
 
 

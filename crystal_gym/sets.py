@@ -5,6 +5,8 @@
 ``mp20``, ``mp20-val``
     In the folder of the Minari dataset ``crystal-mp20-v0`` or ``crystal-mp20-val-v0``, so that a
     dataset and its skeletons travel together.
+the id of a local Minari dataset
+    The skeletons in its folder, such as ``crystal-mini-v0``.
 a path
     A folder or file of structures, or a ``skeletons.npz``.
 objects
@@ -13,6 +15,7 @@ objects
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
@@ -42,6 +45,8 @@ DATASETS = {
 
 BUNDLED = ("mini",)
 
+_DATASET_ID = re.compile(r"([-\w]+/)*[-\w]+-v\d+")
+
 
 def geometry_cache() -> GeometryCache:
     """Return the cache of graphs and symmetries that all builds of this user share."""
@@ -60,9 +65,17 @@ def dataset_dir(dataset_id: str) -> Path:
     return Path(get_dataset_path(dataset_id)) / "data"
 
 
+def _skeleton_file(dataset_id: str) -> Path:
+    return dataset_dir(dataset_id) / "skeletons.npz"
+
+
 def is_named_set(source: Any) -> bool:
-    """Return whether ``source`` is the name of a set."""
-    return isinstance(source, str) and (source in BUNDLED or source in DATASETS)
+    """Return whether ``source`` is the name of a set, or of a local dataset with skeletons."""
+    if not isinstance(source, str):
+        return False
+    if source in BUNDLED or source in DATASETS:
+        return True
+    return bool(_DATASET_ID.fullmatch(source)) and _skeleton_file(source).exists()
 
 
 def set_dir(name: str) -> Path:
@@ -73,11 +86,11 @@ def set_dir(name: str) -> Path:
     """
     if name in BUNDLED:
         return bundled_dir(name)
-    folder = dataset_dir(DATASETS[name])
+    folder = dataset_dir(DATASETS.get(name, name))
     if not (folder / "skeletons.npz").exists():
         raise ValueError(
             f"the skeleton set {name!r} is not built on this machine: expected it with the "
-            f"dataset {DATASETS[name]}; run `crystal-gym data build mp20` first"
+            f"dataset {DATASETS.get(name, name)}; run `crystal-gym data build mp20` first"
         )
     return folder
 
@@ -98,10 +111,17 @@ def load_skeletons(source: Any) -> SkeletonSet:
         return source
     if is_named_set(source):
         return load_skeleton_file(set_dir(source) / "skeletons.npz")
-    if isinstance(source, (str, Path)):
+    if isinstance(source, Path) or (isinstance(source, str) and source):
         return _load_path(Path(source))
-    if not isinstance(source, Sequence) or _is_structure(source):
+    if _is_structure(source):
         source = [source]
+    if not isinstance(source, Sequence) or isinstance(source, str):
+        raise TypeError(
+            f"skeletons={source!r} of type {type(source).__name__} is not understood: expected one "
+            f"of {', '.join([*BUNDLED, *DATASETS])}, a path, or structures (pymatgen or ASE)"
+        )
+    if source and all(isinstance(s, (str, Path)) for s in source):
+        return _build([pair for path in source for pair in _read(Path(path))])
     return _build([(None, s) for s in source])
 
 
@@ -128,9 +148,13 @@ def _load_path(path: Path) -> SkeletonSet:
         )
     if path.suffix == ".npz":
         return load_skeleton_file(path)
+    return _build(_read(path))
+
+
+def _read(path: Path) -> list[tuple[str | None, Any]]:
     from crystal_gym.structures import read_structures
 
-    return _build(list(read_structures(path)))
+    return list(read_structures(path))
 
 
 def _build(named: Sequence[tuple[str | None, Any]]) -> SkeletonSet:

@@ -25,6 +25,8 @@ MIN_DISTANCE = 0.5
 MAX_SITES = 500
 """Larger cells are refused: symmetry and distances take time and memory with the square."""
 
+_LONGEST_CIF = 1_000_000
+
 SUFFIXES = (".cif", ".vasp", ".poscar", ".xyz", ".extxyz", ".db", ".csv", ".gz")
 
 
@@ -136,6 +138,11 @@ def parse_cif(text: str) -> Structure:
     """
     from pymatgen.core import Structure
 
+    if len(text) > _LONGEST_CIF:
+        raise ValueError(
+            f"the CIF has {len(text):,} characters: expected at most {_LONGEST_CIF:,}, far more "
+            f"than {MAX_SITES} sites take; use the primitive cell"
+        )
     with warnings.catch_warnings(record=True) as said:  # pymatgen says there what is wrong
         warnings.simplefilter("always")
         try:
@@ -228,7 +235,12 @@ def _read_file(path: Path) -> Iterable[tuple[str, Any]]:
     if suffix in (".vasp", ".poscar") or path.name.upper().startswith(("POSCAR", "CONTCAR")):
         from pymatgen.io.vasp import Poscar
 
-        return [(path.stem, Poscar.from_file(str(path), check_for_potcar=False).structure)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it warns of is refused below
+            poscar = Poscar.from_file(str(path), check_for_potcar=False)
+        if not poscar.true_names:  # pymatgen would call them H, He, Li in turn
+            raise ValueError("it does not name its elements")
+        return [(path.stem, poscar.structure)]
     import ase.io
 
     kind = {".db": "db", ".xyz": "extxyz", ".extxyz": "extxyz"}.get(suffix)

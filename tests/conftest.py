@@ -16,7 +16,6 @@ from crystal_gym.cdvae import read_cdvae_csv
 from crystal_gym.datasets.labels import read_labels
 from crystal_gym.datasets.minari_io import DatasetCard, write_dataset
 from crystal_gym.datasets.trajectories import plan_trajectories
-from crystal_gym.sets import dataset_dir
 from crystal_gym.skeletons import build_skeletons
 from crystal_gym.structures import cell_from_structure, parse_cif
 
@@ -72,9 +71,7 @@ def trajectories(table):
 
 
 def card_of(dataset_id):
-    """Return the card of a dataset whose environment lies in its own folder."""
-    skeletons = str(dataset_dir(dataset_id) / "skeletons.npz")
-    return DatasetCard(dataset_id, skeletons, "Crystals that the tests make.")
+    return DatasetCard(dataset_id, "Crystals that the tests make.")
 
 
 @pytest.fixture

@@ -121,17 +121,17 @@ def test_build_from_a_folder_can_be_interrupted_and_run_again(data_dir, tmp_path
     first.communicate(timeout=60)
     again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert "crystal-mp20-v0: 150 crystals" in again.stdout
-    assert "crystal-mp20-val-v0: 150 crystals, 150 episodes" in again.stdout
+    assert "crystal-mp20-first150-v0: 150 crystals" in again.stdout
+    assert "crystal-mp20-val-first150-v0: 150 crystals, 150 episodes" in again.stdout
     folders = [p.name for p in (tmp_path / "minari").iterdir() if p.is_dir()]
-    assert sorted(folders) == ["crystal-mp20-v0", "crystal-mp20-val-v0"]
+    assert sorted(folders) == ["crystal-mp20-first150-v0", "crystal-mp20-val-first150-v0"]
 
 
 def test_quickstart_on_the_bundled_set_writes_table_and_picture(
-    tmp_path, empty_minari, monkeypatch, capsys
+    tmp_path, empty_minari, empty_cache, monkeypatch, capsys
 ):
     pytest.importorskip("d3rlpy")
-    monkeypatch.setenv("CRYSTAL_GYM_DATA", str(tmp_path / "nothing"))
+    monkeypatch.delenv("CRYSTAL_GYM_DATA", raising=False)
     output = tmp_path / "results"
     assert main(["quickstart", "--minutes", "0.05", "-o", str(output)]) == 0
     table = (output / "table.md").read_text(encoding="utf-8")
@@ -141,6 +141,13 @@ def test_quickstart_on_the_bundled_set_writes_table_and_picture(
     assert (output / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((output / "settings.json").read_text())["seed"] == 0
     assert sorted(p.name for p in output.iterdir()) == ["picture.png", "settings.json", "table.md"]
+
+
+def test_quickstart_refuses_a_data_folder_without_data(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("d3rlpy")
+    monkeypatch.setenv("CRYSTAL_GYM_DATA", str(tmp_path / "nothing"))
+    assert main(["quickstart", "-o", str(tmp_path / "results")]) == 1
+    assert "holds no MP-20" in capsys.readouterr().err
 
 
 def test_the_module_runs_as_the_command_does():

@@ -695,3 +695,36 @@ def test_the_graph_observed_is_the_graph_of_the_skeleton(make, made_set):
     real = observation["edge_mask"].astype(bool)
     seen = edge_set(observation["edge_index"][:, real], observation["edge_image"][real])
     assert seen == edge_set(skeleton.edge_index, skeleton.edge_image)
+
+
+def test_a_table_mask_with_chosen_elements_never_runs_dry():
+    env = gym.make(
+        "CrystalFill-v0", target_gap=3.0, mask="table", elements=["Mg", "Na", "F", "Cl", "S", "O"]
+    ).unwrapped
+    finished = 0
+    for number in range(len(env.skeletons)):
+        try:
+            _, info = env.reset(seed=number, options={"skeleton": number})
+        except ValueError:
+            continue  # no calculated filling of this skeleton holds these elements alone
+        terminated = False
+        while not terminated:
+            action = int(np.flatnonzero(info["action_mask"])[-1])
+            _, _, terminated, _, info = env.step(action)
+        assert info["oracle_status"] == "ok"
+        finished += 1
+    assert finished > 3
+
+
+@pytest.mark.parametrize("answer", [{}, [], None, [{"band_gap_ev": 1.0}]], ids=str)
+def test_an_oracle_that_answers_nonsense_is_named(answer):
+    class Nonsense:
+        def evaluate(self, structures):
+            return answer
+
+    env = gym.make("CrystalFill-v0", target_gap=3.0, oracle=Nonsense()).unwrapped
+    env.reset(seed=0)
+    for _ in range(env.state.skeleton.n_sites - 1):
+        env.step(0)
+    with pytest.raises(TypeError, match="the oracle Nonsense answered"):
+        env.step(0)

@@ -1,6 +1,7 @@
 """`crystal_gym.datasets.minari_io` and `build`: datasets on disk, read with stock Minari."""
 
 import errno
+import hashlib
 import math
 import os
 import subprocess
@@ -23,6 +24,7 @@ from crystal_gym.datasets.minari_io import read_trajectories, write_dataset
 from crystal_gym.datasets.trajectories import plan_trajectories
 from crystal_gym.elements import ELEMENTS
 from crystal_gym.envs.observations import make_form
+from crystal_gym.sets import dataset_dir
 from crystal_gym.structures import cell_from_structure, parse_cif
 
 METADATA = {
@@ -149,7 +151,7 @@ def test_five_orders_of_a_real_crystal_replay_to_their_stored_rewards(
     data_dir, train_labels, empty_minari
 ):
     (report,) = build_mp20(data_dir, splits=("train",), limit=1, workers=1)
-    dataset = minari.load_dataset("crystal-mp20-v0")
+    dataset = minari.load_dataset(report.dataset_id)
     label = train_labels[0]
     assert report.crystals == 1
     assert dataset.total_episodes == report.episodes == 5
@@ -525,3 +527,23 @@ def test_real_rows_keep_their_species(data_dir, train_rows, train_labels):
         cell = cell_from_structure(parse_cif(train_rows[label.position].cif))
         np.testing.assert_array_equal(table.entry_tokens(number), cell.reference)
         assert table.band_gap_ev[number] == label.band_gap_ev
+
+
+def test_a_second_build_waits_for_nobody_and_says_so(card, trajectories, table, empty_minari):
+    from filelock import FileLock
+
+    from crystal_gym.datasets.minari_io import _lock_file
+
+    with FileLock(_lock_file(dataset_dir("crystal-twice-v0"))):
+        with pytest.raises(ValueError, match="is being written by another process"):
+            write_dataset(card("crystal-twice-v0"), trajectories, table)
+    write_dataset(card("crystal-twice-v0"), trajectories, table)
+    assert "crystal-twice-v0" in minari.list_local_datasets()
+
+
+def test_the_same_data_give_the_same_bytes(card, trajectories, table, empty_minari):
+    digests = set()
+    for _ in range(2):
+        folder = write_dataset(card("crystal-same-v0"), trajectories, table)
+        digests.add(hashlib.sha256((folder / "main_data.hdf5").read_bytes()).hexdigest())
+    assert len(digests) == 1

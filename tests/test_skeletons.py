@@ -305,10 +305,27 @@ def test_a_set_that_is_not_built_says_how_to_build_it(empty_minari):
         load_skeletons("mp20")
 
 
-@pytest.mark.parametrize("thing", [7, [None], [{"lattice": 1}]])
+@pytest.mark.parametrize("thing", [[None], [{"lattice": 1}]])
 def test_what_is_no_structure_is_refused(thing):
     with pytest.raises(TypeError, match="expected a pymatgen Structure or ASE Atoms"):
         load_skeletons(thing)
+
+
+@pytest.mark.parametrize("thing", [7, None, ""])
+def test_what_is_no_set_is_refused(thing):
+    with pytest.raises(TypeError, match="is not understood: expected one of mini, mp20"):
+        load_skeletons(thing)
+
+
+def test_a_list_of_files_is_a_set(tmp_path):
+    for name in ("first", "second"):
+        STRUCTURES["rocksalt"].to(str(tmp_path / f"{name}.cif"))
+    skeletons = load_skeletons([tmp_path / "second.cif", str(tmp_path / "first.cif")])
+    assert skeletons.names.tolist() == ["second", "first"]
+
+
+def test_a_dataset_id_names_the_skeletons_in_its_folder(made_dataset, made_set):
+    assert load_skeletons(made_dataset.id).table_id == made_set.table_id
 
 
 def test_an_empty_list_is_refused():

@@ -303,3 +303,21 @@ def test_a_broken_row_is_named_by_its_number_and_the_others_are_kept(tmp_path, b
 def test_a_cif_without_atoms_is_a_value_error():
     with pytest.raises(ValueError, match="the CIF cannot be read"):
         parse_cif("data_x\n")
+
+
+def test_a_cell_of_too_many_sites_is_refused():
+    many = STRUCTURES["rocksalt"].copy() * (7, 7, 6)
+    with pytest.raises(ValueError, match="588 sites: expected at most 500"):
+        cell_from_structure(many)
+
+
+def test_a_huge_cif_is_refused_before_it_is_parsed():
+    with pytest.raises(ValueError, match="2,000,000 characters: expected at most"):
+        parse_cif("x" * 2_000_000)
+
+
+def test_a_poscar_without_elements_is_refused(tmp_path):
+    text = "no names\n1.0\n3 0 0\n0 3 0\n0 0 3\n1 1\nDirect\n0 0 0\n0.5 0.5 0.5\n"
+    (tmp_path / "POSCAR").write_text(text)
+    with pytest.raises(ValueError, match="does not name its elements"):
+        list(read_structures(tmp_path / "POSCAR"))

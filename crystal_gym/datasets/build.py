@@ -33,11 +33,10 @@ _MP20_SOURCE = (
     "formation energies by eqn (15). Site order and graph do not depend on the elements."
 )
 _CARDS = {
-    "train": DatasetCard(DATASETS["mp20"], "mp20", f"Training split of {_MP20_SOURCE}"),
-    "val": DatasetCard(DATASETS["mp20-val"], "mp20-val", f"Validation split of {_MP20_SOURCE}"),
+    "train": DatasetCard(DATASETS["mp20"], f"Training split of {_MP20_SOURCE}"),
+    "val": DatasetCard(DATASETS["mp20-val"], f"Validation split of {_MP20_SOURCE}"),
     "mini": DatasetCard(
         "crystal-mini-v0",
-        "mini",
         "The crystals bundled with crystal_gym, labelled with pw.x 6.7 at the settings of "
         "Govindarajan et al. 2024 (doi 10.1039/d4dd00024b).",
     ),
@@ -90,7 +89,8 @@ def build_mp20(
     Args:
         source: Folder with ``mp20/`` and ``qe/``; defaults to :func:`raw_data_dir`.
         splits: Which of ``"train"`` and ``"val"``.
-        limit: Use only the first labelled crystals of each split (for a try).
+        limit: Use only the first labelled crystals of each split, for a try; the datasets are
+            then called ``crystal-mp20-first200-v0`` and so on, so that no full one is replaced.
         workers: Processes; defaults to the cores at hand.
         progress: Show progress bars on standard error.
 
@@ -111,8 +111,16 @@ def build_mp20(
         table, problems = labelled_table(
             folder, split, limit=limit, workers=workers, progress=progress
         )
-        reports.append(_publish(_CARDS[split], table, problems, _ORDERS[split], progress))
+        card = _CARDS[split] if limit is None else _limited(_CARDS[split], limit)
+        reports.append(_publish(card, table, problems, _ORDERS[split], progress))
     return reports
+
+
+def _limited(card: DatasetCard, limit: int) -> DatasetCard:
+    return DatasetCard(
+        card.dataset_id.replace("-v0", f"-first{limit}-v0"),
+        f"The first {limit} labelled crystals. {card.description}",
+    )
 
 
 def build_mini(progress: bool = False) -> BuildReport:

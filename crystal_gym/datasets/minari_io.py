@@ -13,11 +13,9 @@ HDF5 file it was made with, and is left aside once that file is another.
 from __future__ import annotations
 
 import copy
-import fcntl
-import os
+import hashlib
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -27,6 +25,7 @@ import gymnasium as gym
 import h5py
 import minari
 import numpy as np
+from filelock import FileLock, Timeout
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from minari.dataset.minari_storage import MinariStorage
@@ -55,13 +54,11 @@ class DatasetCard:
 
     Attributes:
         dataset_id: Minari id such as ``crystal-mp20-v0``.
-        skeletons: Name of its skeleton set, the environment's ``skeletons`` argument.
         description: One paragraph: what, from where, licence.
         algorithm_name: What made the episodes.
     """
 
     dataset_id: str
-    skeletons: str
     description: str
     algorithm_name: str = "breadth-first reconstruction of labelled crystals"
 
@@ -86,50 +83,57 @@ def write_dataset(
 
     Raises:
         OSError: If it cannot be written (a full disk); nothing is left behind.
+        ValueError: If another process is writing it.
     """
     target = dataset_dir(card.dataset_id)
-    target.parent.parent.mkdir(parents=True, exist_ok=True)
-    aside = _aside(target.parent)
-    building = target.parent.parent / f".{card.dataset_id}.building"
-    with _claimed(building):
-        if aside.exists() and not target.parent.exists():
-            aside.rename(target.parent)  # a build was killed between its two renames
-        data = building / "data"
-        shutil.rmtree(data, ignore_errors=True)  # of a build that was killed
-        shutil.rmtree(aside, ignore_errors=True)
-        data.mkdir()
-        try:
-            table.skeletons.save(data / "skeletons.npz")
-            table.save(data / "table.npz")
-            _write_storage(card, trajectories, data, progress)
-            _save_columns(trajectories, data)
-            _replace_folder(building, target.parent)
-        except BaseException:
-            shutil.rmtree(building, ignore_errors=True)
-            raise
+    root = target.parent.parent
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(_lock_file(target), blocking=False):
+            _write_in_place_of(target.parent, card, trajectories, table, progress)
+    except Timeout as error:
+        raise ValueError(
+            f"{target} is being written by another process: expected one build of a dataset at a "
+            "time; wait until it is done"
+        ) from error
+    except OSError as error:
+        raise OSError(
+            f"{target} cannot be written ({str(error).splitlines()[0]}): make room, or set "
+            "MINARI_DATASETS_PATH to another folder; a dataset that was there is unchanged"
+        ) from error
     return target
 
 
-@contextmanager
-def _claimed(building: Path) -> Iterator[None]:
-    """Make a folder and hold it against other processes; a killed one lets go of it."""
-    building.mkdir(exist_ok=True)
-    handle = os.open(building, os.O_RDONLY)
+def _lock_file(target: Path) -> Path:
+    """Name the lock of a folder: not among the datasets, where people would wonder at it."""
+    name = hashlib.sha256(str(target.absolute()).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"crystal-gym-{name}.lock"
+
+
+def _write_in_place_of(
+    target: Path,
+    card: DatasetCard,
+    trajectories: Trajectories,
+    table: PropertyTable,
+    progress: bool,
+) -> None:
+    """Write a dataset beside ``target`` and then put it there; the caller holds the lock."""
+    aside, building = _aside(target), target.with_name(f".{target.name}.building")
+    if aside.exists() and not target.exists():
+        aside.rename(target)  # a build was killed between its two renames
+    for leftover in (aside, building):
+        shutil.rmtree(leftover, ignore_errors=True)  # of a build that was killed
+    data = building / "data"
+    data.mkdir(parents=True)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The folder may have been renamed by its builder between our mkdir and our lock.
-            ours = building.exists() and os.path.samestat(os.fstat(handle), building.stat())
-        except BlockingIOError:
-            ours = False
-        if not ours:
-            raise OSError(
-                f"{building} is being written by another process: expected one build of a dataset "
-                "at a time; wait until it is done"
-            )
-        yield
-    finally:
-        os.close(handle)
+        table.skeletons.save(data / "skeletons.npz")
+        table.save(data / "table.npz")
+        _write_storage(card, trajectories, data, progress)
+        _save_columns(trajectories, data)
+        _replace_folder(building, target)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
 
 
 def _replace_folder(new: Path, target: Path) -> None:
@@ -154,7 +158,7 @@ def _env_spec(card: DatasetCard) -> EnvSpec:
     spec = copy.deepcopy(gym.spec("CrystalFill-v0"))
     spec.kwargs = {
         "target_gap": STORED_TARGET_EV,
-        "skeletons": card.skeletons,
+        "skeletons": card.dataset_id,  # its own folder's, whatever a name may mean one day
         "observation": "compact",
     }
     return spec

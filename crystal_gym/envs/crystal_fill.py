@@ -88,7 +88,8 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
     ``terminated`` at the last site; ``truncated`` never.
 
     ## Info
-    Every step: ``action_mask`` (int8, 88; 1 = allowed), ``skeleton`` (its name), ``focus``. At
+    Every step: ``action_mask`` (int8, 88; 1 = allowed), ``skeleton`` (its name, which may tell
+    the source crystal: for people, not for agents), ``focus`` (``n_sites`` after the last). At
     the end also ``formula``, ``properties`` (a dict with units in its keys), ``oracle_status``
     (``"ok"`` or why there is no answer) and ``provenance``.
 
@@ -162,6 +163,10 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
     ) -> tuple[Any, dict[str, Any]]:
         """Start an episode; see the class for ``options``."""
         super().reset(seed=seed)
+        if options is not None and not isinstance(options, Mapping):
+            raise TypeError(
+                f"options={options!r} is no dictionary: expected keys {', '.join(RESET_OPTIONS)}"
+            )
         options = dict(options or {})
         unknown = sorted(set(options) - set(RESET_OPTIONS))
         if unknown:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from crystal_gym.datasets.trajectories import Trajectories, start_sites
+from crystal_gym.envs.crystal_fill import check_target_gap
 from crystal_gym.envs.observations import compact_rows
 from crystal_gym.graphs import breadth_first_order
 from crystal_gym.skeletons import SkeletonSet
@@ -107,6 +108,8 @@ def rollout(
     tokens = np.zeros((len(task), task.skeletons.max_sites), dtype=np.int16)
     n_sites = task.n_sites
     targets = None if target_gap is None else np.broadcast_to(target_gap, len(task))
+    for target in () if targets is None else np.unique(targets).tolist():
+        check_target_gap(target)
     bar = tqdm(total=int(n_sites.sum()), desc="filling", unit="site", disable=not progress)
     # Skeletons of one size side by side keep every batch full until its skeletons are done.
     by_size = np.argsort(n_sites, kind="stable")
