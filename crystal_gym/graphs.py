@@ -141,10 +141,10 @@ def symmetry_permutations(
     image = np.empty(moved.shape[:2], dtype=np.int64)
     at_once = max(1, 1_000_000 // n_sites**2)  # bounds the memory for supercells
     for first in range(0, len(moved), at_once):
-        rows = slice(first, first + at_once)
-        offset = moved[rows, :, None, :] - frac_coords
+        part = slice(first, first + at_once)
+        offset = moved[part, :, None, :] - frac_coords
         offset -= np.round(offset)
-        image[rows] = np.linalg.norm(offset @ lattice, axis=-1).argmin(axis=-1)
+        image[part] = np.linalg.norm(offset @ lattice, axis=-1).argmin(axis=-1)
     # An operation that spglib accepts within its tolerance may still send two sites to one place
     # in a strongly distorted cell; such a map is no relabelling of the crystal.
     proper = np.all(np.sort(image, axis=1) == np.arange(n_sites), axis=1)

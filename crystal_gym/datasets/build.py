@@ -99,7 +99,7 @@ def build_mp20(
         ValueError: If one is damaged.
     """
     folder = Path(source) if source is not None else raw_data_dir()
-    reports = []
+    reports: list[BuildReport] = []
     for split in splits:
         if split == "val" and reports and not (folder / "qe" / "labels.csv.gz").exists():
             warnings.warn(

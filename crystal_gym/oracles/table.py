@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -222,7 +222,7 @@ class TableOracle:
                 results.append(_UNKNOWN)
             else:
                 results.append(
-                    self._look_up(_composition(tokens), lambda s=skeleton, t=tokens: s.structure(t))
+                    self._look_up(_composition(tokens), partial(skeleton.structure, tokens))
                 )
         return results
 
