@@ -20,6 +20,9 @@ lint: $(VENV)/ready-dev
 	rm -rf build
 	$(BIN)/pip install --quiet --no-deps --target build/typed .
 	$(BIN)/mypy build/typed/crystal_gym
+	# What is not in the wheel is missed only by those who install it.
+	test -f build/typed/crystal_gym/data/mini/table.npz -a -f build/typed/crystal_gym/agents/cql.py
+	test ! -e build/typed/agents
 
 # The bundled set: pw.x results (scripts/label_mini.py) to skeletons and a property table.
 mini: $(VENV)/ready
