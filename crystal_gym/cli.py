@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
@@ -37,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.parser.print_help()
         return 2
     try:
-        options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            options.run(options)
     except KeyboardInterrupt:
         print(
             "\ninterrupted: datasets are as they were and finished graphs are kept; run the same "
@@ -59,6 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"crystal-gym: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a warning as a sentence: where in the code it was given helps no user of a command."""
+    print(f"crystal-gym: {message}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -143,6 +143,22 @@ def test_quickstart_on_the_bundled_set_writes_table_and_picture(
     assert sorted(p.name for p in output.iterdir()) == ["picture.png", "settings.json", "table.md"]
 
 
+@pytest.mark.data
+@pytest.mark.filterwarnings("always")
+def test_without_validation_labels_the_training_set_is_built_and_that_is_said(
+    data_dir, tmp_path, empty_minari, capsys
+):
+    (tmp_path / "mp20").mkdir()
+    (tmp_path / "mp20" / "train.csv.gz").symlink_to(data_dir / "mp20" / "train.csv.gz")
+    (tmp_path / "qe").mkdir()
+    (tmp_path / "qe" / "release").symlink_to(data_dir / "qe" / "release")
+    assert main(["data", "build", "mp20", "--from", str(tmp_path), "--limit", "3"]) == 0
+    told = capsys.readouterr()
+    assert "crystal-mp20-first3-v0: 3 crystals" in told.out
+    assert "crystal-gym: crystal-mp20-val-v0 is not built" in told.err
+    assert "UserWarning" not in told.err
+
+
 def test_quickstart_refuses_a_data_folder_without_data(tmp_path, monkeypatch, capsys):
     pytest.importorskip("d3rlpy")
     monkeypatch.setenv("CRYSTAL_GYM_DATA", str(tmp_path / "nothing"))
