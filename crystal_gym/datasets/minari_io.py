@@ -196,10 +196,9 @@ def _write_storage(
             "dataset_size": storage.get_size(),
             "algorithm_name": card.algorithm_name,
             "author": {"crystal_gym developers"},
-            "code_permalink": f"crystal-gym {crystal_gym.__version__}",
             "minari_version": minari.__version__,
             "description": card.description,
-            "requirements": ["crystal-gym"],
+            "requirements": [f"crystal-gym>={crystal_gym.__version__}"],
         }
     )
 
