@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crystal_gym.envs.observations import COMPACT_HEADER, PACKED_HEADER, PackedLayout
+from crystal_gym.ragged import run_starts
 from crystal_gym.skeletons import SkeletonSet, registered_set
 
 __all__ = ["GraphBatch", "rows_to_batch"]
@@ -160,11 +161,11 @@ def _build_table(skeletons: SkeletonSet, device: torch.device) -> _Table:
     kept = order[starts]
     owner, source, target = owner[kept], source[kept], target[kept]
     length = skeletons.edge_length[kept]
-    edge_ptr = _ends(np.bincount(owner, minlength=len(skeletons)))
+    edge_ptr = run_starts(np.bincount(owner, minlength=len(skeletons)))
 
     by_length, length_starts = _first_of_groups(owner, length)
     distinct = by_length[length_starts]
-    length_ptr = _ends(np.bincount(owner[distinct], minlength=len(skeletons)))
+    length_ptr = run_starts(np.bincount(owner[distinct], minlength=len(skeletons)))
     number = np.empty(len(kept), dtype=np.int64)
     number[by_length] = np.cumsum(np.bincount(length_starts, minlength=len(kept))) - 1
 
@@ -195,10 +196,6 @@ def _first_of_groups(*keys: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int6
     for key in keys:
         new[1:] |= np.diff(key[order]) != 0
     return order, np.flatnonzero(new)
-
-
-def _ends(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
 
 
 def _starts(sizes: Tensor) -> Tensor:

@@ -129,16 +129,12 @@ def formula_counts(tokens: NDArray[np.integer]) -> dict[str, int]:
     return {ELEMENTS[t - 1]: int(counts[t]) for t in np.flatnonzero(counts) if t != EMPTY}
 
 
-# Allen-like electronegativity order is pymatgen's job; a formula only has to be unambiguous and
-# familiar, so metals come first as in the classes above, then nonmetals, then halogens.
-_FORMULA_RANK = np.argsort(
-    np.argsort(
-        [
-            (0, 0, 1, 2, 3, 4, 4, 1, 1)[c] * 1000 + z
-            for c, z in zip(ELEMENT_CLASS, ATOMIC_NUMBERS, strict=True)
-        ]
-    )
-)
+# A formula only has to be unambiguous and familiar: metals first as in the classes above, then
+# nonmetals, then halogens, by atomic number within.
+_FORMULA_KEY = [
+    ((0, 0, 1, 2, 3, 4, 4, 1, 1)[c], int(z))
+    for c, z in zip(ELEMENT_CLASS, ATOMIC_NUMBERS, strict=True)
+]
 
 
 def reduced_formula(tokens: NDArray[np.integer]) -> str:
@@ -146,7 +142,7 @@ def reduced_formula(tokens: NDArray[np.integer]) -> str:
     counts = np.bincount(np.asarray(tokens), minlength=N_ELEMENTS + 1)
     present = np.flatnonzero(counts)
     divisor = int(np.gcd.reduce(counts[present])) if present.size else 1
-    filled = sorted((t for t in present if t != EMPTY), key=lambda t: int(_FORMULA_RANK[t - 1]))
+    filled = sorted((t for t in present if t != EMPTY), key=lambda t: _FORMULA_KEY[t - 1])
     parts = [(ELEMENTS[t - 1], int(counts[t]) // divisor) for t in filled]
     if counts[EMPTY]:
         parts.append(("□", int(counts[EMPTY]) // divisor))

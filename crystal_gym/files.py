@@ -13,10 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from platformdirs import user_cache_path
 
-__all__ = ["DAMAGED_NPZ", "atomic_path", "cache_dir", "open_npz", "raw_data_dir", "sha256_of"]
+__all__ = [
+    "DAMAGED_NPZ",
+    "atomic_path",
+    "cache_dir",
+    "open_npz",
+    "raw_data_dir",
+    "save_npz",
+    "sha256_of",
+]
 
 
 DAMAGED_NPZ = (KeyError, EOFError, OSError, ValueError, zipfile.BadZipFile, zlib.error)
@@ -52,6 +60,12 @@ def open_npz(path: Path | str) -> Iterator[Mapping[str, NDArray[Any]]]:
     """
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
         yield arrays
+
+
+def save_npz(path: Path | str, **arrays: ArrayLike) -> None:
+    """Write arrays to a compressed ``.npz`` file, whole or not at all."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 @contextmanager

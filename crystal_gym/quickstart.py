@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from crystal_gym.datasets.build import build_mini, labelled_table
+from crystal_gym.datasets.labels import has_label_table
 from crystal_gym.datasets.trajectories import Trajectories, plan_trajectories
 from crystal_gym.elements import formula_counts, reduced_formula
 from crystal_gym.evaluation import (
@@ -136,7 +137,7 @@ def _mp20_data(crystals: int) -> _Data:
     table, problems = labelled_table(folder, "train", limit=crystals, progress=True)
     if problems:
         _say(f"left out {len(problems)} crystals: {next(iter(problems.items()))}")
-    split = "val" if (folder / "qe" / "labels.csv.gz").exists() else "train"
+    split = "val" if has_label_table(folder) else "train"
     if split == "train":  # without validation labels the last quarter is held out
         cut = 3 * len(table) // 4
         return _split(table, "MP-20", np.arange(len(table)) < cut, _SHORT)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystal_gym.elements import tokens_to_symbols
-from crystal_gym.files import DAMAGED_NPZ, atomic_path, open_npz
+from crystal_gym.files import DAMAGED_NPZ, open_npz, save_npz
 from crystal_gym.graphs import (
     Geometry,
     GeometryCache,
@@ -31,6 +31,7 @@ from crystal_gym.graphs import (
     geometry_key,
     lattice_parameters,
 )
+from crystal_gym.ragged import run_starts, take_runs
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -219,15 +220,12 @@ class SkeletonSet(Sequence[Skeleton]):
         if not cells:
             raise ValueError("a skeleton set needs at least one structure; none was given")
 
-        def ends(sizes: list[int]) -> NDArray[np.int64]:
-            return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-
         return cls(
             names=np.array([c.name for c in cells]),
             keys=np.array([c.key for c in cells]),
-            site_ptr=ends([len(c.frac_coords) for c in cells]),
-            edge_ptr=ends([len(g.edge_length) for g in geometries]),
-            permutation_ptr=ends([g.permutations.size for g in geometries]),
+            site_ptr=run_starts([len(c.frac_coords) for c in cells]),
+            edge_ptr=run_starts([len(g.edge_length) for g in geometries]),
+            permutation_ptr=run_starts([g.permutations.size for g in geometries]),
             lattice=np.stack([c.lattice for c in cells]),
             space_group_number=np.array([g.space_group_number for g in geometries], np.int16),
             frac_coords=np.concatenate([c.frac_coords for c in cells]),
@@ -310,15 +308,9 @@ class SkeletonSet(Sequence[Skeleton]):
         return int.from_bytes(digest.digest()[:3], "big") or 1
 
     def _subset(self, which: NDArray[np.integer]) -> SkeletonSet:
-        def pick(ptr: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-            sizes = np.diff(ptr)[which]
-            ends = np.concatenate([[0], np.cumsum(sizes)])
-            inside = np.arange(ends[-1]) - np.repeat(ends[:-1], sizes)
-            return np.repeat(ptr[which], sizes) + inside, ends
-
-        sites, site_ptr = pick(self.site_ptr)
-        edges, edge_ptr = pick(self.edge_ptr)
-        rows, permutation_ptr = pick(self.permutation_ptr)
+        sites, site_ptr = take_runs(self.site_ptr, which)
+        edges, edge_ptr = take_runs(self.edge_ptr, which)
+        rows, permutation_ptr = take_runs(self.permutation_ptr, which)
         return SkeletonSet(
             names=self.names[which],
             keys=self.keys[which],
@@ -348,7 +340,7 @@ class SkeletonSet(Sequence[Skeleton]):
     def register(self) -> int:
         """Make the set known to :func:`registered_set` in this process; return its table id."""
         other = _REGISTERED.setdefault(self.table_id, self)
-        if not np.array_equal(other.keys, self.keys):
+        if other is not self and not np.array_equal(other.keys, self.keys):
             raise ValueError(
                 f"two different skeleton sets share the table id {self.table_id} (one chance in "
                 "16 million): drop or reorder a skeleton of one of them"
@@ -358,8 +350,7 @@ class SkeletonSet(Sequence[Skeleton]):
     def save(self, path: Path | str) -> None:
         """Write the set to an ``.npz`` file, whole or not at all."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self)}
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, format=np.int64(_FORMAT), **arrays)
+        save_npz(path, format=_FORMAT, **arrays)
 
     @classmethod
     def load(cls, path: Path | str) -> SkeletonSet:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crystal_gym.cdvae import CrystalRow, read_cdvae_csv
-from crystal_gym.datasets.labels import Label, read_labels
+from crystal_gym.datasets.labels import Label, has_label_table, read_labels
 from crystal_gym.datasets.minari_io import DatasetCard, write_dataset
 from crystal_gym.datasets.trajectories import MAX_ORDERS, plan_trajectories
-from crystal_gym.elements import symbol_to_token
 from crystal_gym.files import raw_data_dir
 from crystal_gym.oracles import PropertyTable, Status, load_table
 from crystal_gym.rewards import formation_energy
@@ -101,7 +102,7 @@ def build_mp20(
     folder = Path(source) if source is not None else raw_data_dir()
     reports: list[BuildReport] = []
     for split in splits:
-        if split == "val" and reports and not (folder / "qe" / "labels.csv.gz").exists():
+        if split == "val" and reports and not has_label_table(folder):
             warnings.warn(
                 f"{_CARDS[split].dataset_id} is not built: {folder / 'qe'} has no labels.csv.gz, "
                 "the only file with labels of the validation split",
@@ -248,22 +249,22 @@ def build_mini_set(labels: Path | str, folder: Path | str) -> PropertyTable:
     if problems:
         position, reason = next(iter(problems.items()))
         raise ValueError(f"{cells[position].name} has no usable graph: {reason}")
-    ok = [entry["status"] == "ok" for entry in entries]
-    energy = [
-        formation_energy(entry["total_energy_ry"], entry["species"]) if good else np.nan
-        for entry, good in zip(entries, ok, strict=True)
-    ]
-    nan = float("nan")
+    finished = [entry["status"] == "ok" for entry in entries]
+
+    def column(value: Callable[[dict[str, Any]], float]) -> NDArray[np.float64]:
+        known = zip(entries, finished, strict=True)
+        return np.array([value(entry) if ok else np.nan for entry, ok in known])
+
     table = PropertyTable(
         skeletons=skeletons,
         skeleton=np.arange(len(cells)),
         tokens=skeletons.reference,
-        total_energy_ry=np.array(
-            [e["total_energy_ry"] if e["status"] == "ok" else nan for e in entries]
+        total_energy_ry=column(lambda e: e["total_energy_ry"]),
+        formation_energy_ev_per_atom=column(
+            lambda e: formation_energy(e["total_energy_ry"], e["species"])
         ),
-        formation_energy_ev_per_atom=np.array(energy),
-        band_gap_ev=np.array([e["band_gap_ev"] if e["status"] == "ok" else nan for e in entries]),
-        status=np.array([Status.OK.value if good else Status.FAILED.value for good in ok]),
+        band_gap_ev=column(lambda e: e["band_gap_ev"]),
+        status=np.array([Status.OK.value if ok else Status.FAILED.value for ok in finished]),
         provenance=np.array([_mini_provenance(entry) for entry in entries]),
     )
     skeletons.save(Path(folder) / "skeletons.npz")
@@ -271,16 +272,14 @@ def build_mini_set(labels: Path | str, folder: Path | str) -> PropertyTable:
     return table
 
 
-def _mini_cell(entry: dict) -> Cell:
+def _mini_cell(entry: dict[str, Any]) -> Cell:
     from pymatgen.core import Structure
 
-    for symbol in entry["species"]:
-        symbol_to_token(symbol)
     structure = Structure(entry["lattice"], entry["species"], entry["frac_coords"])
     return cell_from_structure(structure, entry["name"])
 
 
-def _mini_provenance(entry: dict) -> str:
+def _mini_provenance(entry: dict[str, Any]) -> str:
     if entry["status"] != "ok":
         return f"pw.x 6.7: {entry['reason']}"
     return f"pw.x 6.7, 30/240 Ry, 3x3x3, nbnd {entry['nbnd']}; lattice: {entry['lattice_source']}"

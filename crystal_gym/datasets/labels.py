@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Label", "load_plain_pickle", "read_label_table", "read_labels"]
+__all__ = ["Label", "has_label_table", "load_plain_pickle", "read_label_table", "read_labels"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,15 @@ def load_plain_pickle(path: Path | str) -> Any:
         ) from error
 
 
+def has_label_table(folder: Path | str) -> bool:
+    """Return whether ``qe/labels.csv.gz``, the only file with validation labels, is there."""
+    return _label_table(folder).exists()
+
+
+def _label_table(folder: Path | str) -> Path:
+    return Path(folder) / "qe" / "labels.csv.gz"
+
+
 def read_labels(folder: Path | str, split: str) -> list[Label]:
     """Return the labels of ``"train"`` or ``"val"``, by row position.
 
@@ -74,9 +83,8 @@ def read_labels(folder: Path | str, split: str) -> list[Label]:
         ValueError: If a file is damaged.
     """
     folder = Path(folder)
-    table = folder / "qe" / "labels.csv.gz"
-    if table.exists():
-        labels = _read_csv(table, split)
+    if has_label_table(folder):
+        labels = _read_csv(_label_table(folder), split)
     elif split == "train" and (folder / "qe" / "release" / "TE_bg_dict_nm.pkl").exists():
         labels = _read_release(folder / "qe" / "release")
     else:

@@ -37,8 +37,9 @@ from crystal_gym.datasets.relabel import terminal_rewards
 from crystal_gym.datasets.trajectories import Trajectories
 from crystal_gym.elements import N_ELEMENTS
 from crystal_gym.envs.observations import make_form
-from crystal_gym.files import DAMAGED_NPZ, atomic_path, open_npz, sha256_of
+from crystal_gym.files import DAMAGED_NPZ, open_npz, save_npz, sha256_of
 from crystal_gym.oracles import PropertyTable
+from crystal_gym.ragged import run_starts
 from crystal_gym.sets import dataset_dir, load_skeleton_file
 from crystal_gym.skeletons import Skeleton, SkeletonSet
 
@@ -351,16 +352,12 @@ def _skeletons_of(dataset: minari.MinariDataset, folder: Path) -> SkeletonSet:
 def _save_columns(trajectories: Trajectories, folder: Path) -> None:
     columns = {f.name: getattr(trajectories, f.name) for f in fields(Trajectories)}
     del columns["skeletons"]
-    with (
-        atomic_path(folder / _COLUMNS) as temporary,
-        open(temporary, "wb") as file,
-    ):
-        np.savez_compressed(
-            file,
-            hdf5_sha256=np.array(sha256_of(folder / _EPISODES)),
-            table_id=np.int64(trajectories.skeletons.table_id),
-            **columns,
-        )
+    save_npz(
+        folder / _COLUMNS,
+        hdf5_sha256=sha256_of(folder / _EPISODES),
+        table_id=trajectories.skeletons.table_id,
+        **columns,
+    )
 
 
 def _load_columns(folder: Path, skeletons: SkeletonSet) -> Trajectories | None:
@@ -402,7 +399,7 @@ def _read_episodes(
     return Trajectories(
         skeletons=skeletons,
         skeleton=np.array(numbers, dtype=np.int64),
-        step_ptr=np.concatenate([[0], np.cumsum([len(a) for a in actions])]),
+        step_ptr=run_starts([len(a) for a in actions]),
         traversal=np.concatenate(orders).astype(np.int16),
         actions=np.concatenate(actions).astype(np.int16),
         **dict(zip(_PROPERTIES, columns, strict=True)),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from crystal_gym.graphs import breadth_first_order
 from crystal_gym.oracles import PropertyTable, Status
+from crystal_gym.ragged import run_starts, take_runs
 from crystal_gym.skeletons import Skeleton, SkeletonSet
 
 __all__ = ["MAX_ORDERS", "Trajectories", "plan_trajectories", "start_sites"]
@@ -81,13 +82,11 @@ class Trajectories:
 
     def subset(self, episodes: NDArray[np.integer]) -> Trajectories:
         """Return only some episodes, by number."""
-        lengths = np.diff(self.step_ptr)[episodes]
-        ends = np.concatenate([[0], np.cumsum(lengths)])
-        steps = np.repeat(self.step_ptr[episodes] - ends[:-1], lengths) + np.arange(ends[-1])
+        steps, step_ptr = take_runs(self.step_ptr, episodes)
         return Trajectories(
             skeletons=self.skeletons,
             skeleton=self.skeleton[episodes],
-            step_ptr=ends,
+            step_ptr=step_ptr,
             traversal=self.traversal[steps],
             actions=self.actions[steps],
             total_energy_ry=self.total_energy_ry[episodes],
@@ -140,7 +139,7 @@ def plan_trajectories(table: PropertyTable, max_orders: int = MAX_ORDERS) -> Tra
     return Trajectories(
         skeletons=table.skeletons,
         skeleton=np.array(skeletons),
-        step_ptr=np.concatenate([[0], np.cumsum([len(o) for o in orders])]),
+        step_ptr=run_starts([len(o) for o in orders]),
         traversal=np.concatenate(orders).astype(np.int16),
         actions=np.concatenate(actions).astype(np.int16),
         total_energy_ry=table.total_energy_ry[sources],

@@ -20,7 +20,6 @@ __all__ = [
     "compositions",
     "exact_match",
     "novelty",
-    "same_crystal",
     "similarity",
     "validity",
 ]
@@ -63,19 +62,12 @@ def _sites(tokens: Tokens, reference: Tokens) -> NDArray[np.bool_]:
 
 def exact_match(tokens: Tokens, task: Task) -> float:
     """Return the share of crystals that equal their source, up to the skeleton's symmetry."""
-    reference = task.reference
     hits = 0
     for row, number in enumerate(task.skeleton.tolist()):
         skeleton = task.skeletons[number]
-        n = skeleton.n_sites
-        mine, true = tokens[row, :n], reference[row, :n]
-        hits += same_crystal(skeleton.permutations, mine, true)
+        mine, true = (t[row, : skeleton.n_sites] for t in (tokens, task.reference))
+        hits += skeleton.canonical_tokens(mine) == skeleton.canonical_tokens(true)
     return hits / len(task)
-
-
-def same_crystal(permutations: NDArray[np.int16], tokens: Tokens, other: Tokens) -> bool:
-    """Return whether a symmetry operation turns one filling, ``(n_sites,)``, into the other."""
-    return bool((tokens[permutations] == other).all(axis=1).any())
 
 
 def compositions(tokens: Iterable[Tokens]) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -55,7 +56,7 @@ class Task:
         """Sites of each skeleton, ``(B,)``."""
         return self.skeletons.n_sites[self.skeleton]
 
-    @property
+    @cached_property
     def reference(self) -> NDArray[np.int16]:
         """Tokens of the source crystals, int16 ``(B, max_sites)``, 0 beyond the last site."""
         tokens = np.zeros((len(self), self.skeletons.max_sites), dtype=np.int16)

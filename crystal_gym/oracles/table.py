@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystal_gym.elements import N_ELEMENTS, formula_counts
-from crystal_gym.files import DAMAGED_NPZ, atomic_path, open_npz
+from crystal_gym.files import DAMAGED_NPZ, open_npz, save_npz
 from crystal_gym.oracles.base import Filling, Properties, Status
+from crystal_gym.ragged import run_starts
 from crystal_gym.sets import BUNDLED, DATASETS, is_named_set, load_skeleton_file, set_dir
-from crystal_gym.skeletons import Skeleton, SkeletonSet, filled_structure
+from crystal_gym.skeletons import Skeleton, SkeletonSet
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -64,7 +65,7 @@ class PropertyTable:
     @cached_property
     def token_ptr(self) -> NDArray[np.int64]:
         """First token of every entry, ``(M + 1,)``."""
-        return np.concatenate([[0], np.cumsum(self.skeletons.n_sites[self.skeleton])])
+        return run_starts(self.skeletons.n_sites[self.skeleton])
 
     def entry_tokens(self, entry: int) -> NDArray[np.int16]:
         """Return the filling of one entry, ``(n_sites,)``."""
@@ -114,10 +115,7 @@ class PropertyTable:
     def save(self, path: Path | str) -> None:
         """Write the entries to an ``.npz`` file beside the set's; whole or not at all."""
         columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "skeletons"}
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(
-                file, format=np.int64(_FORMAT), table_id=self.skeletons.table_id, **columns
-            )
+        save_npz(path, format=_FORMAT, table_id=self.skeletons.table_id, **columns)
 
     @classmethod
     def load(cls, path: Path | str, skeletons: SkeletonSet | None = None) -> PropertyTable:
@@ -261,12 +259,8 @@ class TableOracle:
         )
         structure = make()
         for entry in candidates:
-            number = int(self.table.skeleton[entry])
-            skeleton = self.table.skeletons[number]
-            known = filled_structure(
-                skeleton.lattice, skeleton.frac_coords, self.table.entry_tokens(entry)
-            )
-            if matcher.fit(structure, known):
+            skeleton = self.table.skeletons[int(self.table.skeleton[entry])]
+            if matcher.fit(structure, skeleton.structure(self.table.entry_tokens(entry))):
                 return self.table.properties(entry)
         return _UNKNOWN
 
