@@ -7,35 +7,24 @@ doi 10.1039/d4dd00024b.
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from crystal_gym.elements import ELEMENTS
 from crystal_gym.oracles.base import Properties
 
 __all__ = [
     "REWARDS",
-    "RY_TO_EV",
     "BuiltInReward",
     "EnergyReward",
     "FormationReward",
     "Reward",
     "TotalEnergyReward",
-    "formation_energy",
     "make_reward",
-    "reference_energies",
 ]
-
-RY_TO_EV = 13.6057039763
-"""eV per Ry, the value behind the published labels (CODATA 2006)."""
 
 Float = NDArray[np.float64]
 
@@ -200,46 +189,3 @@ def make_reward(reward: str | Reward) -> Reward:
             "callable (properties, target_gap) -> float"
         )
     return reward
-
-
-@cache
-def reference_energies() -> Mapping[str, float]:
-    """Return the total energy per atom (Ry) of the 88 elements that eqn (15) subtracts.
-
-    Solved from the published labels (``scripts/solve_reference_energies.py``); they belong to the
-    settings and pseudopotentials of those labels and to no others.
-    """
-    text = resources.files("crystal_gym.data").joinpath("reference_energies.json").read_text()
-    energies: dict[str, float] = json.loads(text)["energies"]
-    return {symbol: energies[symbol] for symbol in ELEMENTS}
-
-
-def formation_energy(
-    total_energy_ry: float,
-    species: Sequence[str],
-    references: Mapping[str, float] | None = None,
-) -> float:
-    r"""Return the formation energy per atom, eqn (15).
-
-    .. math:: E_\mathrm{form} = \frac{1}{N}\Bigl(E_\mathrm{tot} - \sum_i n_i e_i\Bigr)
-
-    Args:
-        total_energy_ry: Of the cell, Ry.
-        species: Element symbol of every site.
-        references: Ry per atom by element; defaults to :func:`reference_energies`.
-
-    Returns:
-        eV/atom.
-
-    Raises:
-        ValueError: If there are no sites, or an element has no reference energy.
-    """
-    references = reference_energies() if references is None else references
-    missing = sorted(set(species) - set(references))
-    if missing or not species:
-        raise ValueError(
-            f"no reference energy for {', '.join(missing) or 'a cell without sites'}: expected "
-            "elements with a calculated reference"
-        )
-    atoms = sum(references[s] for s in species)
-    return (total_energy_ry - atoms) / len(species) * RY_TO_EV

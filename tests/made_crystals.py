@@ -77,7 +77,7 @@ NAMES = list(STRUCTURES)
 
 EXTRA_FILLINGS = [
     ("rocksalt", {"Na": "Li", "Cl": "F"}, Status.OK),
-    ("rocksalt", {"Na": "Xe", "Cl": "Kr"}, Status.FAILED),
+    ("rocksalt", {"Na": "Xe", "Cl": "Kr"}, Status.NOT_CONVERGED),
     ("wurtzite", {"Zn": "Be", "S": "O"}, Status.OK),
     ("perovskite", {"Sr": "K", "Ti": "Mg", "O": "F"}, Status.OK),
 ]

@@ -9,15 +9,13 @@ from made_crystals import eqn_7, eqn_16, species_in
 
 from crystal_gym.elements import ELEMENTS
 from crystal_gym.oracles import Properties
+from crystal_gym.oracles.references import RY_TO_EV, formation_energy, reference_energies
 from crystal_gym.rewards import (
     REWARDS,
-    RY_TO_EV,
     EnergyReward,
     FormationReward,
     TotalEnergyReward,
-    formation_energy,
     make_reward,
-    reference_energies,
 )
 
 CASES = [(-312.5, -1.75, 2.2), (-55.1, 0.37, 0.0), (-0.4, -6.1, 7.9)]

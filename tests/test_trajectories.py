@@ -25,7 +25,7 @@ def test_orders_of_one_crystal_start_at_different_sites(trajectories):
 
 
 def test_failed_calculations_give_no_episode(trajectories, table):
-    failed = [x for x in EXTRA_FILLINGS if x[2] is Status.FAILED]
+    failed = [x for x in EXTRA_FILLINGS if x[2] is Status.NOT_CONVERGED]
     assert len(failed) == 1
     assert len(set(trajectories.total_energy_ry.tolist())) == len(table) - 1
     assert not np.isnan(trajectories.band_gap_ev).any()
@@ -90,6 +90,6 @@ def test_fewer_orders_are_the_first_of_more(made_set):
 
 
 def test_a_table_without_calculated_crystals_is_refused(table):
-    failed = replace(table, status=np.full(len(table), "failed"))
+    failed = replace(table, status=np.full(len(table), "not_converged"))
     with pytest.raises(ValueError, match="holds no calculated crystal"):
         plan_trajectories(failed)

@@ -21,7 +21,7 @@ from crystal_gym.datasets.minari_io import DatasetCard, write_dataset
 from crystal_gym.datasets.trajectories import MAX_ORDERS, plan_trajectories
 from crystal_gym.files import raw_data_dir
 from crystal_gym.oracles import PropertyTable, Status, load_table
-from crystal_gym.rewards import formation_energy
+from crystal_gym.oracles.references import formation_energy
 from crystal_gym.sets import DATASETS, geometry_cache
 from crystal_gym.skeletons import Cell, SkeletonSet, build_skeletons, process_pool
 from crystal_gym.structures import cell_from_structure, parse_cif
@@ -264,7 +264,7 @@ def build_mini_set(labels: Path | str, folder: Path | str) -> PropertyTable:
             lambda e: formation_energy(e["total_energy_ry"], e["species"])
         ),
         band_gap_ev=column(lambda e: e["band_gap_ev"]),
-        status=np.array([Status.OK.value if ok else Status.FAILED.value for ok in finished]),
+        status=np.array([str(Status(entry["status"])) for entry in entries]),
         provenance=np.array([_mini_provenance(entry) for entry in entries]),
     )
     skeletons.save(Path(folder) / "skeletons.npz")

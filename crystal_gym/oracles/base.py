@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +19,47 @@ __all__ = ["Filling", "FillingOracle", "Oracle", "Properties", "Status"]
 
 
 class Status(str, Enum):
-    """How an evaluation ended."""
+    """How an evaluation ended: the same words in a table, a cache and ``info``."""
 
     OK = "ok"
     UNKNOWN = "unknown"
     """The oracle holds no answer for this crystal (a table it is not in)."""
-    FAILED = "failed"
-    """The calculation was tried and gave no answer; ``provenance`` says why."""
+    UNSUPPORTED_ELEMENT = "unsupported_element"
+    """An element has no pseudopotential here."""
+    ODD_ELECTRONS = "odd_electrons"
+    """No magnetization that was tried suits the number of electrons."""
+    GEOMETRY = "geometry"
+    """Atoms overlap, the cell is singular, or far too empty or too large."""
+    BANDS = "bands"
+    """The bands that the settings ask for, or an empty one beside the occupied, do not fit."""
+    NOT_CONVERGED = "not_converged"
+    """The self-consistency cycle did not converge."""
+    NO_GAP_INFORMATION = "no_gap_information"
+    """The calculation ended well but names no lowest unoccupied level: no gap, which is not 0."""
+    TIMEOUT = "timeout"
+    """The calculation ran into its time limit."""
+    MEMORY_OR_SIGNAL = "memory_or_signal"
+    """The calculation ran out of memory or was killed."""
+    IO_OR_TRUNCATED = "io_or_truncated"
+    """A file could not be read or written, or the output breaks off."""
+    UNPHYSICAL_ENERGY = "unphysical_energy"
+    """The total energy is not a negative number."""
+    CONFIGURATION = "configuration"
+    """The program, its settings or its files are at fault, not the crystal."""
 
     def __str__(self) -> str:
         return self.value
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the same calculation would end the same way again: worth remembering."""
+        return self not in _PASSING
+
+
+_PASSING = frozenset(
+    {Status.UNKNOWN, Status.TIMEOUT, Status.MEMORY_OR_SIGNAL, Status.IO_OR_TRUNCATED}
+    | {Status.CONFIGURATION}
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +72,9 @@ class Properties:
         band_gap_ev: Kohn-Sham gap, eV, not below 0.
         status: How the evaluation ended.
         provenance: Where the numbers come from, or why there are none.
-        wall_s: Seconds the evaluation took, None for a looked-up value.
+        wall_s: Seconds the calculation took, None where nothing was calculated.
+        details: Whatever else the oracle tells of the evaluation, JSON-ready, units in the keys;
+            no part of equality.
     """
 
     total_energy_ry: float | None = None
@@ -50,6 +83,7 @@ class Properties:
     status: Status = Status.OK
     provenance: str = ""
     wall_s: float | None = None
+    details: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 class Filling(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from crystal_gym.skeletons import Skeleton, SkeletonSet
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-__all__ = ["PropertyTable", "TableOracle", "load_table"]
+__all__ = ["PropertyTable", "TableOracle", "load_table", "table_of_fillings"]
 
 _FORMAT = 1
 
@@ -150,6 +150,34 @@ class PropertyTable:
                 "again"
             )
         return cls(skeletons=skeletons, **columns)
+
+
+def table_of_fillings(
+    skeletons: SkeletonSet, entries: Iterable[tuple[int, NDArray[np.integer], Properties]]
+) -> PropertyTable:
+    """Return a table of results: skeleton number, filling and properties of every entry.
+
+    Raises:
+        ValueError: If there are no entries.
+    """
+    rows = list(entries)
+    if not rows:
+        raise ValueError("a table needs at least one entry; none was given")
+
+    def column(name: str) -> NDArray[np.float64]:
+        values = [getattr(properties, name) for _, _, properties in rows]
+        return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+
+    return PropertyTable(
+        skeletons=skeletons,
+        skeleton=np.array([number for number, _, _ in rows], dtype=np.int64),
+        tokens=np.concatenate([np.asarray(tokens, dtype=np.int16) for _, tokens, _ in rows]),
+        total_energy_ry=column("total_energy_ry"),
+        formation_energy_ev_per_atom=column("formation_energy_ev_per_atom"),
+        band_gap_ev=column("band_gap_ev"),
+        status=np.array([str(properties.status) for _, _, properties in rows]),
+        provenance=np.array([properties.provenance for _, _, properties in rows]),
+    )
 
 
 def _known(value: float) -> float | None:

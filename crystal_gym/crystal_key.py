@@ -1,0 +1,88 @@
+"""One name for one crystal, whatever cell, origin and site order it is written in."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crystal_gym.graphs import lattice_parameters
+from crystal_gym.structures import cell_from_structure
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+__all__ = ["cell_key", "structure_key"]
+
+_GRID = 20_000
+"""Coordinates are rounded to 1/20,000 of the cell: finer than a relaxation, coarser than a file."""
+
+
+def structure_key(structure: Structure) -> str:
+    """Return the name of a crystal, 32 hex digits.
+
+    Raises:
+        ValueError: If it is no usable crystal (:func:`crystal_gym.structures.cell_from_structure`).
+    """
+    cell = cell_from_structure(structure)
+    return cell_key(cell.lattice, cell.frac_coords, cell.reference)
+
+
+def cell_key(
+    lattice: NDArray[np.float64], frac_coords: NDArray[np.float64], tokens: NDArray[np.integer]
+) -> str:
+    """Return the name of a crystal in a Niggli-reduced cell, 32 hex digits.
+
+    Of all ways to write the crystal in that lattice (every change of the vectors that keeps their
+    lengths and angles, every origin on a site of the rarest element) the one that sorts first is
+    hashed. So site order, origin, symmetric relabelling and mirror images make no difference;
+    a larger cell of the same crystal is another calculation and has another name.
+
+    Args:
+        lattice: Row vectors, Å, ``(3, 3)``, Niggli-reduced.
+        frac_coords: ``(n_sites, 3)``.
+        tokens: Elements, 1 to 88, ``(n_sites,)``.
+    """
+    tokens = np.asarray(tokens, dtype=np.int64)
+    counts = np.bincount(tokens)
+    rarest = np.flatnonzero(counts == counts[counts > 0].min())[0]
+    origins = frac_coords[tokens == rarest]
+    operations = _lattice_operations(np.round(lattice @ lattice.T, 6).tobytes())
+    # (operations, origins, sites, 3)
+    moved = np.einsum("osx,gxy->gosy", frac_coords - origins[:, None, :], operations)
+    grid = np.round(moved * _GRID).astype(np.int64) % _GRID
+    codes = ((grid[..., 0] * _GRID + grid[..., 1]) * _GRID + grid[..., 2]) * 128 + tokens
+    rows = np.sort(codes, axis=-1).reshape(-1, len(tokens))
+    first = rows[np.lexsort(rows.T[::-1])[0]]
+    size = np.round(lattice_parameters(lattice) * np.array([1e4] * 3 + [1e3] * 3))
+    digest = hashlib.sha256(size.astype("<i8").tobytes())
+    digest.update(first.astype("<i8").tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _candidates() -> NDArray[np.int64]:
+    matrices = np.array(list(itertools.product((-1, 0, 1), repeat=9))).reshape(-1, 3, 3)
+    return matrices[np.abs(np.round(np.linalg.det(matrices))) == 1]
+
+
+@lru_cache(maxsize=4096)
+def _lattice_operations(metric: bytes) -> NDArray[np.float64]:
+    """Return every map of fractional coordinates that keeps the metric of a reduced cell.
+
+    In a Niggli-reduced cell the entries of such a change of vectors are -1, 0 or 1.
+    """
+    tensor = np.frombuffer(metric, dtype=np.float64).reshape(3, 3)
+    changes = _candidate_matrices()
+    images = changes @ tensor @ changes.transpose(0, 2, 1)
+    kept = changes[np.abs(images - tensor).max(axis=(1, 2)) < 1e-3 * np.trace(tensor) / 3]
+    # New vectors L' = M L make the coordinates f' = f M^-1.
+    return np.linalg.inv(kept)
+
+
+@lru_cache(maxsize=1)
+def _candidate_matrices() -> NDArray[np.float64]:
+    return _candidates().astype(np.float64)

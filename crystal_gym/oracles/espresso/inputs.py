@@ -1,0 +1,179 @@
+"""From a structure to a pw.x input: what can be known before anything is launched."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crystal_gym.oracles.base import Status
+from crystal_gym.oracles.espresso.pseudopotentials import Pseudopotential
+from crystal_gym.oracles.espresso.settings import PwSettings
+from crystal_gym.structures import MIN_DISTANCE
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+__all__ = ["MAX_SITES", "check_structure", "count_bands", "count_electrons", "pw_input"]
+
+MAX_SITES = 200
+"""Larger cells take days at these settings."""
+
+# Volumes per atom (Å^3) outside of which a cell is a mistake: diamond has 5.7, solid caesium 116.
+_VOLUMES = (2.0, 500.0)
+
+_BOHR = 0.529177210903  # Å
+
+
+def check_structure(
+    structure: Structure, pseudopotentials: Mapping[str, Pseudopotential]
+) -> tuple[Status, str] | None:
+    """Return why a structure cannot be calculated, None if nothing speaks against it."""
+    n_sites = len(structure)
+    if not 1 <= n_sites <= MAX_SITES:
+        return Status.GEOMETRY, f"the cell has {n_sites} sites: expected 1 to {MAX_SITES}"
+    if not structure.is_ordered:
+        return Status.GEOMETRY, "a site is partially occupied: expected one element per site"
+    elements = symbols(structure)
+    missing = sorted({s for s in elements if s not in pseudopotentials})
+    if missing:
+        return Status.UNSUPPORTED_ELEMENT, f"there is no pseudopotential for {', '.join(missing)}"
+    lattice = structure.lattice.matrix
+    if not (np.isfinite(lattice).all() and np.isfinite(structure.frac_coords).all()):
+        return Status.GEOMETRY, "a coordinate is not a finite number"
+    volume = abs(float(np.linalg.det(lattice))) / n_sites
+    if not _VOLUMES[0] <= volume <= _VOLUMES[1]:
+        return Status.GEOMETRY, (
+            f"the cell has {volume:.3g} Å^3 per atom: expected {_VOLUMES[0]:g} to {_VOLUMES[1]:g}"
+        )
+    distances = structure.get_neighbor_list(MIN_DISTANCE)[3]  # images included
+    if len(distances):
+        return Status.GEOMETRY, (
+            f"two atoms are {distances.min():.2f} Å apart: expected at least {MIN_DISTANCE} Å"
+        )
+    return None
+
+
+def symbols(structure: Structure) -> list[str]:
+    """Return the element of every site; oxidation states make no other crystal."""
+    return [getattr(site.specie, "symbol", str(site.specie)) for site in structure]
+
+
+def count_electrons(structure: Structure, pseudopotentials: Mapping[str, Pseudopotential]) -> int:
+    """Return the valence electrons per cell."""
+    return round(sum(pseudopotentials[s].valence for s in symbols(structure)))
+
+
+def count_bands(
+    settings: PwSettings, n_electrons: int, magnetization: int | None, lattice: NDArray[np.float64]
+) -> int:
+    """Return the bands per spin to calculate.
+
+    Args:
+        settings: With the number asked for.
+        n_electrons: Valence electrons per cell.
+        magnetization: Bohr magnetons per cell, None without spin.
+        lattice: Row vectors, Å, ``(3, 3)``.
+
+    Raises:
+        ValueError: If the cell has too few plane waves for an empty band.
+    """
+    occupied = (n_electrons + (magnetization or 0) + 1) // 2
+    wanted = max(settings.n_bands or 0, occupied + max(4, -(-occupied // 5)))
+    waves = count_plane_waves(settings, lattice)
+    if waves <= occupied:
+        raise ValueError(
+            f"the cell has {waves} plane waves at {settings.ecutwfc_ry:g} Ry for {occupied} "
+            "occupied bands: expected more; raise ecutwfc_ry"
+        )
+    return min(wanted, waves)
+
+
+def count_plane_waves(settings: PwSettings, lattice: NDArray[np.float64]) -> int:
+    """Return the fewest plane waves below the cutoff at any point of the k-mesh."""
+    reciprocal = 2 * np.pi * np.linalg.inv(lattice / _BOHR).T
+    radius = np.sqrt(settings.ecutwfc_ry)
+    mesh, offset = np.array(settings.k_mesh), np.array(settings.k_offset)
+    axes = [(np.arange(n) + o / 2) / n for n, o in zip(mesh, offset, strict=True)]
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    points -= np.round(points)
+    # |G_i| <= radius * |a_i| / 2 pi bounds the indices; one more for the k-point.
+    reach = np.ceil(radius * np.linalg.norm(lattice / _BOHR, axis=1) / (2 * np.pi)).astype(int) + 1
+    indices = np.stack(
+        np.meshgrid(*[np.arange(-r, r + 1) for r in reach], indexing="ij"), axis=-1
+    ).reshape(-1, 3)
+    counts = [
+        int(np.count_nonzero(np.sum(((indices + k) @ reciprocal) ** 2, axis=1) <= radius**2))
+        for k in points
+    ]
+    return min(counts)
+
+
+def pw_input(
+    structure: Structure,
+    settings: PwSettings,
+    files: Mapping[str, str],
+    *,
+    pseudo_dir: str,
+    n_bands: int,
+    magnetization: int | None,
+    max_seconds: float,
+) -> str:
+    """Return the input of one calculation, as ASE writes it.
+
+    Args:
+        structure: Any cell; the k-mesh is the same set of points for every choice of its vectors.
+        settings: What to compute.
+        files: Pseudopotential file by element.
+        pseudo_dir: Their folder.
+        n_bands: Bands per spin.
+        magnetization: Bohr magnetons per cell; None for a calculation without spin.
+        max_seconds: After which pw.x ends itself.
+    """
+    from ase import Atoms
+    from ase.io.espresso import write_espresso_in
+
+    atoms = Atoms(
+        symbols(structure),
+        scaled_positions=structure.frac_coords,
+        cell=structure.lattice.matrix,
+        pbc=True,
+    )
+    system: dict[str, Any] = {
+        "ecutwfc": settings.ecutwfc_ry,
+        "ecutrho": settings.ecutrho_ry,
+        "occupations": "fixed",
+        "nspin": 1,
+        "nbnd": n_bands,
+    }
+    if magnetization is not None:
+        system |= {"nspin": 2, "tot_magnetization": magnetization}
+    text = io.StringIO()
+    write_espresso_in(
+        text,
+        atoms,
+        input_data={
+            "control": {
+                "calculation": "scf",
+                "prefix": "pw",
+                "outdir": ".",
+                "pseudo_dir": pseudo_dir,
+                "disk_io": "none",  # energies and levels stand in the output
+                "max_seconds": max_seconds,
+            },
+            "system": system,
+            "electrons": {
+                "conv_thr": settings.conv_thr_ry,
+                "mixing_beta": settings.mixing_beta,
+                "electron_maxstep": settings.electron_maxstep,
+            },
+        },
+        pseudopotentials=dict(files),
+        kpts=settings.k_mesh,
+        koffset=settings.k_offset,
+        crystal_coordinates=True,
+    )
+    return text.getvalue()

@@ -1,0 +1,181 @@
+"""Running one program under limits, so that it ends and leaves nothing behind.
+
+ASE starts a calculation with ``check_call``, which has no time limit and knows nothing of the
+processes that MPI starts. Here a program gets a session of its own; every process in the session
+is ended when the program ends, when its time is up, or when we are killed ourselves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Finished", "die_with_parent", "run_session"]
+
+_GRACE_S = 1.0
+"""Seconds between SIGTERM and SIGKILL."""
+
+_PR_SET_PDEATHSIG = 1
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a program ended.
+
+    Attributes:
+        returncode: Exit status, minus the signal's number where one ended it.
+        timed_out: Whether its time was up.
+        wall_s: Seconds it took.
+    """
+
+    returncode: int
+    timed_out: bool
+    wall_s: float
+
+
+def run_session(
+    command: Sequence[str],
+    *,
+    folder: Path,
+    output: Path,
+    timeout_s: float,
+    memory_bytes: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Finished:
+    """Run a program to its end, or end it.
+
+    Args:
+        command: Program and arguments; no shell is involved.
+        folder: Where it runs.
+        output: File for its standard output and error.
+        timeout_s: Wall time after which its whole session gets SIGTERM, and SIGKILL a second later.
+        memory_bytes: Most address space of each of its processes; None for no limit.
+        environment: Its environment variables.
+
+    Raises:
+        OSError: If it cannot be started or ``output`` cannot be written.
+    """
+    start = time.monotonic()
+    with open(output, "wb") as file:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_child_setup(memory_bytes),
+        )
+        timed_out = False
+        try:
+            timed_out = not _wait(process, timeout_s)
+        finally:  # whatever ends the wait: nothing of the session goes on
+            _end_session(process)
+    return Finished(process.returncode, timed_out, time.monotonic() - start)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent ends (Linux; elsewhere nothing)."""
+    libc = _libc()
+    if libc is not None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _libc() -> ctypes.CDLL | None:
+    try:
+        libc = ctypes.CDLL(None)
+        libc.prctl  # noqa: B018 (asks whether there is one)
+    except (AttributeError, OSError, TypeError):
+        return None
+    return libc
+
+
+def _child_setup(memory_bytes: int | None) -> Callable[[], None]:
+    """Return what the child does between fork and exec: two system calls, prepared beforehand."""
+    libc, parent = _libc(), os.getpid()
+
+    def setup() -> None:
+        if libc is not None:
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:  # it died before we could ask
+                os._exit(1)
+        if memory_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+
+    return setup
+
+
+def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> bool:
+    """Return whether the process ended in time, without polling where the system allows."""
+    if not hasattr(os, "pidfd_open"):
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+    handle = os.pidfd_open(process.pid)
+    try:
+        ready, _, _ = select.select([handle], [], [], timeout_s)
+    finally:
+        os.close(handle)
+    return bool(ready)
+
+
+def _end_session(process: subprocess.Popen[bytes]) -> None:
+    """End every process of the session; the leader is a zombie until it is waited for."""
+    session = process.pid
+    if not _PROC.is_dir():  # not Linux: the group that the session began with is all we can name
+        if process.poll() is None:
+            os.killpg(session, signal.SIGKILL)
+    elif _members(session):
+        _signal(session, signal.SIGTERM)
+        if not _gone(session, _GRACE_S):
+            _signal(session, signal.SIGKILL)
+            _gone(session, _GRACE_S)
+    process.wait()
+
+
+def _gone(session: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while _members(session):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _signal(session: int, number: int) -> None:
+    for pid in _members(session):
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def _members(session: int) -> list[int]:
+    """Return the living processes of a session: MPI gives every rank a process group of its own."""
+    return [pid for pid, state, sid in _processes() if sid == session and state not in "ZX"]
+
+
+def _processes() -> Iterator[tuple[int, str, int]]:
+    """Yield process id, state and session of every process of the machine."""
+    for name in os.listdir(_PROC):
+        if not name.isdigit():
+            continue
+        try:
+            text = (_PROC / name / "stat").read_text()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # it ended meanwhile
+        # "pid (name) state ppid pgrp session ..."; a name may hold spaces and parentheses.
+        state, _, _, session = text.rsplit(")", 1)[1].split()[:4]
+        yield int(name), state, int(session)
