@@ -22,6 +22,7 @@ lint: $(VENV)/ready-dev
 	$(BIN)/mypy build/typed/crystal_gym
 	# What is not in the wheel is missed only by those who install it.
 	test -f build/typed/crystal_gym/data/mini/table.npz -a -f build/typed/crystal_gym/agents/cql.py
+	test -f build/typed/crystal_gym/data/tabular/table.npz
 	test ! -e build/typed/agents
 
 # The bundled set: pw.x results (scripts/label_mini.py) to skeletons and a property table.
@@ -37,7 +38,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[agents,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[agents,postgresql,dev]'
 	touch $@
 
 clean:

@@ -19,6 +19,9 @@ _EXAMPLES = """examples:
   crystal-gym data fetch mp20                     download MP-20 and its DFT labels
   crystal-gym data build mp20 --from DIR          write the Minari datasets from files in DIR
   crystal-gym data show crystal-mp20-v0           numbers about a dataset
+  crystal-gym doctor                              is pw.x there, and does it work
+  crystal-gym data fetch sssp                     pseudopotentials for live calculations
+  crystal-gym label my.cif -o labels.csv          calculate energies and gaps with pw.x
 """
 
 
@@ -43,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.run(options)
     except KeyboardInterrupt:
         print(
-            "\ninterrupted: datasets are as they were and finished graphs are kept; run the same "
-            "command again",
+            "\ninterrupted: datasets are as they were, and finished graphs and calculations are "
+            "kept; run the same command again to go on",
             file=sys.stderr,
         )
         return 130
@@ -83,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_quickstart(commands)
     _add_data(commands)
+    _add_label(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -116,14 +121,20 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     listing.set_defaults(run=_data_list)
 
     fetching = actions.add_parser("fetch", help="bring source files here")
-    fetching.add_argument("what", choices=["mp20"])
     fetching.add_argument(
-        "--from", dest="source", type=Path, metavar="DIR", help="take them from this folder"
+        "what", choices=["mp20", "sssp"], help="crystals and labels, or pseudopotentials"
+    )
+    fetching.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="PATH",
+        help="take them from this folder (sssp: or archive)",
     )
     fetching.set_defaults(run=_data_fetch)
 
     building = actions.add_parser("build", help="write Minari datasets")
-    building.add_argument("what", choices=["mini", "mp20"])
+    building.add_argument("what", choices=["mini", "mp20", "tabular"])
     building.add_argument(
         "--from",
         dest="source",
@@ -135,9 +146,97 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     building.add_argument("--workers", type=_count, help="processes (default: all cores)")
     building.set_defaults(run=_data_build)
 
+    exporting = actions.add_parser(
+        "export", help="write a database of results as a table or a Minari dataset"
+    )
+    exporting.add_argument("database", help="a .db file or a postgresql:// address")
+    exporting.add_argument("--preset", help="where it holds results of several settings: which")
+    goal = exporting.add_mutually_exclusive_group(required=True)
+    goal.add_argument("--table", type=Path, metavar="DIR", help="folder for a property table")
+    goal.add_argument("--minari", metavar="ID", help="id of a dataset such as crystal-mine-v0")
+    exporting.set_defaults(run=_data_export)
+
     showing = actions.add_parser("show", help="numbers about a dataset")
     showing.add_argument("dataset", help="Minari id such as crystal-mp20-v0")
     showing.set_defaults(run=_data_show)
+
+
+def _add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from crystal_gym.oracles.espresso.settings import PRESETS
+
+    command = commands.add_parser(
+        "label",
+        help="calculate energies and gaps of structures with pw.x",
+        description="Calculates structures with Quantum ESPRESSO. Every result is stored at once "
+        "in a database; interrupted, the same command goes on where it stopped. `crystal-gym "
+        "label references` calculates the reference energies that formation energies need.",
+        epilog=_LABEL_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "structures",
+        nargs="*",
+        metavar="PATH",
+        help="CIF, POSCAR, extended XYZ, ASE database, CSV, or a folder of these; or the word "
+        "`references`, alone or followed by structures of pure elements",
+    )
+    command.add_argument("--skeletons", metavar="SET", help="a skeleton set, with --fillings")
+    command.add_argument(
+        "--fillings",
+        type=Path,
+        metavar="CSV",
+        help="columns skeleton (name or number) and elements (one for each site, in its numbering)",
+    )
+    command.add_argument("-o", "--output", type=Path, default=Path("labels.csv"), metavar="CSV")
+    command.add_argument(
+        "--cache",
+        metavar="DATABASE",
+        help="a .db file or postgresql:// address (default: calculations.db in the user's cache)",
+    )
+    command.add_argument("--preset", default="labels", help=f"one of {', '.join(PRESETS)}")
+    command.add_argument(
+        "--set",
+        dest="changes",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting that differs from the preset's, such as k_mesh=4,4,4 or "
+        "magnetizations=1,3,5",
+    )
+    command.add_argument("--elements", nargs="+", metavar="EL", help="of `references`: only these")
+    command.add_argument("--workers", type=_count, default=2, help="processes (%(default)s)")
+    command.add_argument("--ranks", type=_count, default=1, help="MPI processes each (%(default)s)")
+    command.add_argument(
+        "--timeout", type=float, default=3600.0, metavar="S", help="for one run (%(default)s)"
+    )
+    command.add_argument(
+        "--memory-gb", type=float, default=8.0, metavar="GB", help="for one run (%(default)s)"
+    )
+    command.add_argument("--pseudo", type=Path, metavar="DIR", help="folder of UPF files")
+    command.add_argument("--pw", default="pw.x", help="the executable (%(default)s)")
+    command.add_argument("--scratch", type=Path, metavar="DIR", help="where calculations run")
+    command.add_argument("--dry-run", action="store_true", help="say what would be calculated")
+    command.set_defaults(run=_label)
+
+
+_LABEL_EXAMPLES = """examples:
+  crystal-gym label my.cif more/ -o labels.csv
+  crystal-gym label big.db --preset fast --workers 8 --cache postgresql://me@host/results
+  crystal-gym label --skeletons mini --fillings fillings.csv
+  crystal-gym label references --preset paper
+"""
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "doctor",
+        help="say what is installed and whether pw.x works",
+        description="Looks at the packages, pw.x and the pseudopotentials, and calculates silicon "
+        "(a second) against its known energy and gap. Exit status 1 where something is missing.",
+    )
+    command.add_argument("--pseudo", type=Path, metavar="DIR", help="folder of UPF files")
+    command.add_argument("--pw", default="pw.x", help="the executable (%(default)s)")
+    command.set_defaults(run=_doctor)
 
 
 def _count(text: str) -> int:
@@ -204,17 +303,22 @@ def _size(path: Path) -> str:
 
 
 def _data_fetch(options: argparse.Namespace) -> None:
-    from crystal_gym.datasets.fetch import fetch
+    from crystal_gym.datasets.fetch import fetch, fetch_pseudopotentials
 
-    for line in fetch(source=options.source, progress=True):
+    if options.what == "sssp":
+        lines = fetch_pseudopotentials(source=options.source, progress=True)
+    else:
+        lines = fetch(source=options.source, progress=True)
+    for line in lines:
         print(line)
 
 
 def _data_build(options: argparse.Namespace) -> None:
-    from crystal_gym.datasets.build import build_mini, build_mp20
+    from crystal_gym.datasets.build import build_mini, build_mp20, build_tabular
 
-    if options.what == "mini":
-        print(build_mini(progress=True))
+    if options.what in ("mini", "tabular"):
+        build = build_mini if options.what == "mini" else build_tabular
+        print(build(progress=True))
         return
     for report in build_mp20(
         options.source, limit=options.limit, workers=options.workers, progress=True
@@ -252,6 +356,37 @@ def _data_show(options: argparse.Namespace) -> None:
     )
     print(markdown_table(rows))
     print(f"\n{dataset.storage.metadata.get('description', '')}")
+
+
+def _data_export(options: argparse.Namespace) -> None:
+    from crystal_gym.datasets.export import export_dataset, export_table
+    from crystal_gym.oracles import ResultStore
+
+    store = ResultStore.existing(options.database)
+    if options.table is not None:
+        print(export_table(store, options.table, options.preset))
+    else:
+        print(export_dataset(store, options.minari, options.preset, progress=True))
+
+
+def _label(options: argparse.Namespace) -> None:
+    from crystal_gym.label_command import label_references, label_structures
+
+    if options.structures[:1] == ["references"]:
+        print(label_references(options))
+    else:
+        print(label_structures(options))
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from crystal_gym.doctor import examine
+
+    ill = False
+    for subject, well, text in examine(options.pseudo, options.pw):
+        print(f"{'ok ' if well else 'BAD'} {subject:<17} {text}", flush=True)
+        ill |= not well
+    if ill:
+        raise ValueError("something that live calculations need is missing; see above")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Skeleton sets by name, path or object: one place that knows where each is kept.
 
-``mini``
+``mini``, ``tabular``
     Bundled with the package.
 ``mp20``, ``mp20-val``
     In the folder of the Minari dataset ``crystal-mp20-v0`` or ``crystal-mp20-val-v0``, so that a
@@ -43,7 +43,7 @@ DATASETS = {
 }
 """Skeleton sets that come with a Minari dataset, and its id."""
 
-BUNDLED = ("mini",)
+BUNDLED = ("mini", "tabular")
 
 _DATASET_ID = re.compile(r"([-\w]+/)*[-\w]+-v\d+")
 
@@ -99,8 +99,9 @@ def load_skeletons(source: Any) -> SkeletonSet:
     """Return a skeleton set.
 
     Args:
-        source: A name (``"mini"``, ``"mp20"``, ``"mp20-val"``), a path to structures or to a
-            ``skeletons.npz``, a :class:`SkeletonSet`, one Structure or Atoms, or a sequence.
+        source: A name (``"mini"``, ``"tabular"``, ``"mp20"``, ``"mp20-val"``), a path to
+            structures or to a ``skeletons.npz``, a :class:`SkeletonSet`, one Structure or Atoms,
+            or a sequence.
 
     Raises:
         ValueError: If the name is unknown, the set not built, or a structure unusable.

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from made_crystals import EXTRA_FILLINGS, NAMES
 
-from crystal_gym.datasets.trajectories import plan_trajectories, start_sites
+from crystal_gym.datasets.trajectories import (
+    joined,
+    plan_trajectories,
+    sample_boltzmann,
+    sample_uniform,
+    start_sites,
+)
 from crystal_gym.graphs import breadth_first_order
 from crystal_gym.oracles import Status
 
@@ -93,3 +99,60 @@ def test_a_table_without_calculated_crystals_is_refused(table):
     failed = replace(table, status=np.full(len(table), "not_converged"))
     with pytest.raises(ValueError, match="holds no calculated crystal"):
         plan_trajectories(failed)
+
+
+def test_uniform_episodes_end_in_calculated_fillings(table):
+    episodes = sample_uniform(table, 20, seed=3)
+    assert len(episodes) == 20 * len(table.skeletons)
+    energies = table.total_energy_ry[table.status == "ok"].tolist()
+    assert set(episodes.total_energy_ry.tolist()) <= set(energies)
+    rocksalt = episodes.total_energy_ry[episodes.skeleton == 0]
+    assert len(set(rocksalt.tolist())) == 2  # both of its calculated fillings come up
+
+
+def test_uniform_episodes_choose_uniformly_among_allowed_elements(table):
+    episodes = sample_uniform(table, 400, seed=0)
+    first = episodes.actions[episodes.step_ptr[:-1]][episodes.skeleton == 0]
+    counts = np.bincount(first)[np.unique(first)]
+    assert len(counts) == 4  # Na, Cl, Li, F on either site
+    assert counts.min() > 60  # 100 expected, standard deviation 9
+
+
+def test_a_cold_policy_ends_in_the_best_filling(table):
+    rewards = np.where(table.status == "ok", table.band_gap_ev, -np.inf)
+    episodes = sample_boltzmann(table, rewards, 5, temperature=1e-3)
+    best = [rewards[table.skeleton == i].max() for i in range(len(table.skeletons))]
+    np.testing.assert_array_equal(episodes.band_gap_ev, np.repeat(best, 5))
+
+
+def test_a_warm_policy_follows_boltzmann_weights(table):
+    rewards = np.full(len(table), -np.inf)
+    entries = np.flatnonzero((table.skeleton == 0) & (table.status == "ok"))
+    rewards[table.status == "ok"] = 0.0
+    rewards[entries] = [0.0, np.log(3.0)]
+    episodes = sample_boltzmann(table, rewards, 2000, temperature=1.0)
+    ended = episodes.total_energy_ry[episodes.skeleton == 0]
+    share = np.mean(ended == table.total_energy_ry[entries[1]])
+    assert share == pytest.approx(0.75, abs=0.04)  # four standard deviations
+
+
+def test_sampled_episodes_depend_on_the_seed_alone(table):
+    one, same, other = (sample_uniform(table, 5, seed=s) for s in (1, 1, 2))
+    np.testing.assert_array_equal(one.actions, same.actions)
+    assert one.actions.tolist() != other.actions.tolist()
+
+
+def test_joined_episodes_follow_each_other(table):
+    first, second = sample_uniform(table, 2, seed=0), sample_uniform(table, 3, seed=1)
+    both = joined([first, second])
+    assert len(both) == len(first) + len(second)
+    for k, part in ((0, first), (len(first), second)):
+        for i in range(len(part)):
+            np.testing.assert_array_equal(both.final_tokens(k + i), part.final_tokens(i))
+    np.testing.assert_array_equal(both.band_gap_ev[len(first) :], second.band_gap_ev)
+
+
+def test_episodes_over_different_sets_cannot_be_joined(table, made_set):
+    fewer = sample_uniform(replace(table.of_entries(np.array([0])), skeletons=made_set[:1]), 1)
+    with pytest.raises(ValueError, match="different skeleton sets"):
+        joined([sample_uniform(table, 1), fewer])

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crystal_gym.datasets.build import build_mini, build_mp20
+    from crystal_gym.datasets.build import build_mini, build_mp20, build_tabular
     from crystal_gym.datasets.replay import CrystalReplayBuffer, load_d3rlpy
 
-__all__ = ["CrystalReplayBuffer", "build_mini", "build_mp20", "load_d3rlpy"]
+__all__ = ["CrystalReplayBuffer", "build_mini", "build_mp20", "build_tabular", "load_d3rlpy"]
 
 _HOMES = {
     "CrystalReplayBuffer": "replay",
     "load_d3rlpy": "replay",
     "build_mini": "build",
     "build_mp20": "build",
+    "build_tabular": "build",
 }
 
 

@@ -17,8 +17,15 @@ from numpy.typing import NDArray
 
 from crystal_gym.cdvae import CrystalRow, read_cdvae_csv
 from crystal_gym.datasets.labels import Label, has_label_table, read_labels
-from crystal_gym.datasets.minari_io import DatasetCard, write_dataset
-from crystal_gym.datasets.trajectories import MAX_ORDERS, plan_trajectories
+from crystal_gym.datasets.minari_io import STORED_TARGET_EV, DatasetCard, write_dataset
+from crystal_gym.datasets.relabel import terminal_rewards
+from crystal_gym.datasets.trajectories import (
+    MAX_ORDERS,
+    joined,
+    plan_trajectories,
+    sample_boltzmann,
+    sample_uniform,
+)
 from crystal_gym.files import raw_data_dir
 from crystal_gym.oracles import PropertyTable, Status, load_table
 from crystal_gym.oracles.references import formation_energy
@@ -26,7 +33,14 @@ from crystal_gym.sets import DATASETS, geometry_cache
 from crystal_gym.skeletons import Cell, SkeletonSet, build_skeletons, process_pool
 from crystal_gym.structures import cell_from_structure, parse_cif
 
-__all__ = ["BuildReport", "build_mini", "build_mini_set", "build_mp20", "labelled_table"]
+__all__ = [
+    "BuildReport",
+    "build_mini",
+    "build_mini_set",
+    "build_mp20",
+    "build_tabular",
+    "labelled_table",
+]
 
 _MP20_SOURCE = (
     "MP-20 (Xie et al. 2022, from the Materials Project, CC BY 4.0) with the Quantum ESPRESSO "
@@ -40,6 +54,16 @@ _CARDS = {
         "crystal-mini-v0",
         "The crystals bundled with crystal_gym, labelled with pw.x 6.7 at the settings of "
         "Govindarajan et al. 2024 (doi 10.1039/d4dd00024b).",
+    ),
+    "tabular": DatasetCard(
+        "crystal-tabular-v0",
+        "Small skeletons of which every filling that passes SMACT's test (over a palette of "
+        "elements) was calculated with pw.x 6.7 at the preset 'fast', so that the best reward is "
+        "known for any target. The first half of the episodes chooses uniformly among the "
+        "calculated fillings' elements; the second half follows the policy that is optimal for "
+        "the reward at 3 eV plus 0.5 times its entropy.",
+        algorithm_name="uniform, then Boltzmann at temperature 0.5 for 3 eV",
+        mask="table",
     ),
 }
 _ORDERS = {"train": MAX_ORDERS, "val": 1}
@@ -127,6 +151,48 @@ def _limited(card: DatasetCard, limit: int) -> DatasetCard:
 def build_mini(progress: bool = False) -> BuildReport:
     """Write ``crystal-mini-v0`` from the bundled set."""
     return _publish(_CARDS["mini"], load_table("mini"), {}, MAX_ORDERS, progress)
+
+
+_EPISODES_PER_SKELETON = 200
+_TEMPERATURE = 0.5
+
+
+def build_tabular(progress: bool = False, seed: int = 0) -> BuildReport:
+    """Write ``crystal-tabular-v0`` from the bundled set: episodes of a uniform and a good policy.
+
+    For each skeleton 200 episodes choose uniformly among the actions that ``mask="table"`` allows
+    (the first half of the dataset), and 200 follow the policy that is optimal for the reward at
+    3 eV plus 0.5 times its entropy.
+
+    Args:
+        progress: Show a progress bar on standard error.
+        seed: Of everything drawn.
+    """
+    table = load_table("tabular")
+    rewards = terminal_rewards(
+        "formation",
+        table.total_energy_ry,
+        table.formation_energy_ev_per_atom,
+        table.band_gap_ev,
+        np.full(len(table), STORED_TARGET_EV),
+    )
+    usable = (table.status == Status.OK.value) & ~np.isnan(rewards)
+    rewards = np.where(usable, rewards, -np.inf)
+    trajectories = joined(
+        [
+            sample_uniform(table, _EPISODES_PER_SKELETON, seed),
+            sample_boltzmann(table, rewards, _EPISODES_PER_SKELETON, _TEMPERATURE, seed + 1),
+        ]
+    )
+    path = write_dataset(_CARDS["tabular"], trajectories, table, progress=progress)
+    return BuildReport(
+        _CARDS["tabular"].dataset_id,
+        path,
+        len(table),
+        len(trajectories),
+        len(trajectories.actions),
+        {},
+    )
 
 
 def _publish(

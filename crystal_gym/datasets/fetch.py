@@ -16,8 +16,9 @@ from tqdm import tqdm
 from crystal_gym.cdvae import read_cdvae_csv
 from crystal_gym.datasets.labels import load_plain_pickle, read_label_table
 from crystal_gym.files import atomic_path, cache_dir, sha256_of
+from crystal_gym.oracles.espresso.pseudopotentials import install
 
-__all__ = ["MP20_FILES", "SourceFile", "fetch"]
+__all__ = ["MP20_FILES", "SSSP_URL", "SourceFile", "fetch", "fetch_pseudopotentials"]
 
 _CDVAE = "https://raw.githubusercontent.com/txie-93/cdvae/main/data/mp_20"
 _DESIGN = "https://raw.githubusercontent.com/chandar-lab/crystal-design"
@@ -95,6 +96,46 @@ def fetch(
             yield _copy(file, Path(source), folder)
         else:
             yield _download(file, folder, progress)
+
+
+SSSP_URL = (
+    "https://archive.materialscloud.org/record/file?record_id=1732"
+    "&filename=SSSP_1.3.0_PBE_efficiency.tar.gz"
+)
+"""SSSP 1.3.0, PBE, efficiency (doi 10.24435/materialscloud:f3-ym)."""
+
+
+def fetch_pseudopotentials(
+    *,
+    source: Path | str | None = None,
+    target: Path | str | None = None,
+    progress: bool = False,
+) -> Iterator[str]:
+    """Bring pseudopotentials into their folder, yielding one line about each thing to know.
+
+    Args:
+        source: A folder of UPF files or a tar archive; None downloads SSSP efficiency.
+        target: Their folder; defaults to the one that calculations look in.
+        progress: Show a progress bar on standard error.
+
+    Raises:
+        FileNotFoundError: If there is no such source, or no UPF file in it.
+        ValueError: If the archive is damaged.
+        ConnectionError: If the address does not answer.
+    """
+    if source is None:
+        archive = cache_dir() / "raw" / "sssp_efficiency.tar.gz"
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        partial = archive.with_name(f".{archive.name}.download")
+        _stream(SSSP_URL, partial, progress)
+        partial.replace(archive)
+        source = archive
+    found = install(source, target)
+    yield f"{len(found)} elements in {found.folder}"
+    for sentence in found.differing():
+        yield f"{sentence}: energies differ from the bundled ones, references do not apply"
+    if found.missing():
+        yield f"no file for {', '.join(found.missing())}"
 
 
 def _copy(file: SourceFile, source: Path, folder: Path) -> str:

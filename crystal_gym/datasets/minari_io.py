@@ -57,11 +57,13 @@ class DatasetCard:
         dataset_id: Minari id such as ``crystal-mp20-v0``.
         description: One paragraph: what, from where, licence.
         algorithm_name: What made the episodes.
+        mask: The mask of its environment, where that is not the default.
     """
 
     dataset_id: str
     description: str
     algorithm_name: str = "breadth-first reconstruction of labelled crystals"
+    mask: str | None = None
 
 
 def write_dataset(
@@ -162,6 +164,8 @@ def _env_spec(card: DatasetCard) -> EnvSpec:
         "skeletons": card.dataset_id,  # its own folder's, whatever a name may mean one day
         "observation": "compact",
     }
+    if card.mask is not None:
+        spec.kwargs["mask"] = card.mask
     return spec
 
 

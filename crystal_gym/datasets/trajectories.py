@@ -6,18 +6,28 @@ between two entries of ``step_ptr``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crystal_gym.graphs import breadth_first_order
-from crystal_gym.oracles import PropertyTable, Status
+from crystal_gym.oracles import PropertyTable, Status, TableOracle
 from crystal_gym.ragged import run_starts, take_runs
 from crystal_gym.skeletons import Skeleton, SkeletonSet
 
-__all__ = ["MAX_ORDERS", "Trajectories", "plan_trajectories", "start_sites"]
+__all__ = [
+    "MAX_ORDERS",
+    "Trajectories",
+    "joined",
+    "plan_trajectories",
+    "sample_boltzmann",
+    "sample_uniform",
+    "start_sites",
+]
 
 MAX_ORDERS = 5
 """Breadth-first orders per crystal, as in the paper; as many as sites in smaller cells."""
@@ -122,27 +132,112 @@ def plan_trajectories(table: PropertyTable, max_orders: int = MAX_ORDERS) -> Tra
     entries = np.flatnonzero(table.status == Status.OK.value)
     if not len(entries):
         raise ValueError("the table holds no calculated crystal (status ok) to make episodes of")
-    skeletons: list[int] = []
-    sources: list[int] = []
-    orders: list[NDArray[np.int64]] = []
-    actions: list[NDArray[np.int16]] = []
+    episodes: list[_Episode] = []
     for entry in entries.tolist():
-        number = int(table.skeleton[entry])
-        skeleton = table.skeletons[number]
+        skeleton = table.skeletons[int(table.skeleton[entry])]
         tokens = table.entry_tokens(entry)
         for start in start_sites(skeleton, max_orders).tolist():
             order = breadth_first_order(skeleton.neighbours, start)
-            skeletons.append(number)
-            sources.append(entry)
-            orders.append(order)
-            actions.append(tokens[order] - 1)
+            episodes.append(_Episode(entry, order, tokens[order] - 1))
+    return _columns(table, episodes)
+
+
+class _Episode(NamedTuple):
+    """One episode: the table's entry that it ends in, its sites and its actions in order."""
+
+    entry: int
+    order: NDArray[np.int64]
+    actions: NDArray[np.int16]
+
+
+def _columns(table: PropertyTable, episodes: Sequence[_Episode]) -> Trajectories:
+    entries = [episode.entry for episode in episodes]
     return Trajectories(
         skeletons=table.skeletons,
-        skeleton=np.array(skeletons),
-        step_ptr=run_starts([len(o) for o in orders]),
-        traversal=np.concatenate(orders).astype(np.int16),
-        actions=np.concatenate(actions).astype(np.int16),
-        total_energy_ry=table.total_energy_ry[sources],
-        formation_energy_ev_per_atom=table.formation_energy_ev_per_atom[sources],
-        band_gap_ev=table.band_gap_ev[sources],
+        skeleton=table.skeleton[entries],
+        step_ptr=run_starts([len(episode.order) for episode in episodes]),
+        traversal=np.concatenate([episode.order for episode in episodes]).astype(np.int16),
+        actions=np.concatenate([episode.actions for episode in episodes]).astype(np.int16),
+        total_energy_ry=table.total_energy_ry[entries],
+        formation_energy_ev_per_atom=table.formation_energy_ev_per_atom[entries],
+        band_gap_ev=table.band_gap_ev[entries],
     )
+
+
+def sample_uniform(table: PropertyTable, episodes: int, seed: int = 0) -> Trajectories:
+    """Return episodes of the uniform policy over the actions that ``mask="table"`` allows.
+
+    Args:
+        table: Of which every end state is an entry.
+        episodes: For each skeleton, from start sites drawn uniformly.
+        seed: Of everything drawn.
+    """
+    oracle = TableOracle(table)
+
+    def choose(generator: np.random.Generator, skeleton: Skeleton, order: NDArray[np.int64]) -> Any:
+        tokens = np.zeros(skeleton.n_sites, dtype=np.int16)
+        for site in order.tolist():
+            allowed = np.flatnonzero(oracle.extensions(skeleton, tokens, site))
+            tokens[site] = generator.choice(allowed) + 1
+        return tokens
+
+    return _sample(table, episodes, seed, choose)
+
+
+def sample_boltzmann(
+    table: PropertyTable,
+    rewards: NDArray[np.float64],
+    episodes: int,
+    temperature: float,
+    seed: int = 0,
+) -> Trajectories:
+    """Return episodes of the policy that is optimal for reward plus temperature times entropy.
+
+    It ends in each filling with a probability proportional to ``exp(reward / temperature)``: near
+    the optimum at a low temperature, and never quite the same.
+
+    Args:
+        table: Of which every end state is an entry.
+        rewards: Terminal reward of every entry, ``(M,)``; -inf for one that is never chosen.
+        episodes: For each skeleton, from start sites drawn uniformly.
+        temperature: In units of the reward.
+        seed: Of everything drawn.
+    """
+
+    def choose(generator: np.random.Generator, skeleton: Skeleton, order: NDArray[np.int64]) -> Any:
+        entries = np.flatnonzero((table.skeleton == skeleton.index) & np.isfinite(rewards))
+        weights = np.exp((rewards[entries] - rewards[entries].max()) / temperature)
+        entry = int(generator.choice(entries, p=weights / weights.sum()))
+        return table.entry_tokens(entry)[generator.choice(skeleton.permutations)]
+
+    return _sample(table, episodes, seed, choose)
+
+
+def _sample(
+    table: PropertyTable, episodes: int, seed: int, choose: Callable[..., NDArray[np.int16]]
+) -> Trajectories:
+    generator = np.random.default_rng(seed)
+    found: list[_Episode] = []
+    for skeleton in table.skeletons:
+        for _ in range(episodes):
+            start = int(generator.integers(skeleton.n_sites))
+            order = breadth_first_order(skeleton.neighbours, start)
+            tokens = choose(generator, skeleton, order)
+            entry = table.entries[skeleton.key, skeleton.canonical_tokens(tokens)]
+            found.append(_Episode(entry, order, tokens[order] - 1))
+    return _columns(table, found)
+
+
+def joined(parts: Sequence[Trajectories]) -> Trajectories:
+    """Return the episodes of several collections over one skeleton set, one after the other.
+
+    Raises:
+        ValueError: If they are over different sets.
+    """
+    if len({part.skeletons.table_id for part in parts}) != 1:
+        raise ValueError("episodes over different skeleton sets cannot be joined")
+    values = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Trajectories)}
+    del values["skeletons"], values["step_ptr"]
+    sizes = np.concatenate([np.diff(part.step_ptr) for part in parts])
+    columns = {name: np.concatenate(arrays) for name, arrays in values.items()}
+    return Trajectories(skeletons=parts[0].skeletons, step_ptr=run_starts(sizes), **columns)

@@ -95,13 +95,17 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
 
     ## Arguments
     - ``target_gap``: eV, >= 0, or None (default): the unconditional task.
-    - ``skeletons``: ``"mini"`` (bundled, default), ``"mp20"``, ``"mp20-val"``, a path (CIF,
-      POSCAR, extended XYZ, ASE database, CSV, a folder of these), or Structure/Atoms objects.
-    - ``oracle``: ``"table"`` (of the skeleton set; the bundled one for own structures), the name
-      or path of a table, or any object with ``evaluate(structures) -> list[Properties]``.
+    - ``skeletons``: ``"mini"`` (bundled, default), ``"tabular"`` (bundled, every valid filling of
+      small skeletons calculated), ``"mp20"``, ``"mp20-val"``, a path (CIF, POSCAR, extended XYZ,
+      ASE database, CSV, a folder of these), or Structure/Atoms objects.
+    - ``oracle``: ``"table"`` (of the skeleton set; the bundled one for own structures),
+      ``"espresso"`` (live pw.x at the settings of the published labels, behind a cache; seconds to
+      hours at the last site), the name or path of a table, or any object with
+      ``evaluate(structures) -> list[Properties]``.
     - ``elements``: the symbols that may be chosen; the rest is masked.
     - ``mask``: ``"elements"``, or ``"table"``: only elements that some calculated filling of the
-      table agrees with.
+      table agrees with. Left out, it is ``"table"`` for the set ``"tabular"``, else
+      ``"elements"``.
     - ``site_order``: how ties in the breadth-first order are broken. ``"canonical"``: by the
       numbering of the sites, which is drawn from the geometry alone. ``"shuffled"``: anew at every
       reset. ``"source"``: as in the source file; **this leaks the elements**, because files group
@@ -126,7 +130,7 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
         oracle: str | Path | Oracle = "table",
         observation: str = "graph",
         elements: Sequence[str] | None = None,
-        mask: str = "elements",
+        mask: str | None = None,
         reward: str | Reward = "formation",
         failure_reward: float = 0.0,
         site_order: str = "canonical",
@@ -134,6 +138,8 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
     ) -> None:
         self._target_gap = check_target_gap(target_gap)
         _check_choice("site_order", site_order, SITE_ORDERS)
+        if mask is None:  # in a set with every filling calculated, the table is the world
+            mask = "table" if isinstance(skeletons, str) and skeletons == "tabular" else "elements"
         _check_choice("mask", mask, MASKS)
         if render_mode is not None:
             _check_choice("render_mode", render_mode, tuple(self.metadata["render_modes"]))
@@ -372,21 +378,27 @@ def make_oracle(oracle: Any, skeletons: Any = "mini") -> Oracle:
 
     Args:
         oracle: ``"table"`` (the table of ``skeletons`` where that is a named set, else the
-            bundled one), the name or path of a table, a PropertyTable, or an oracle.
+            bundled one), ``"espresso"`` (live pw.x behind the user's cache of results), the name
+            or path of a table, a PropertyTable, or an oracle.
         skeletons: The ``skeletons`` argument beside it.
 
     Raises:
         ValueError: If the name is unknown.
+        FileNotFoundError: If ``"espresso"`` finds no pw.x or no pseudopotentials.
         TypeError: If an object has no ``evaluate``.
     """
     if isinstance(oracle, str) and oracle == "table":
         return TableOracle(_table_beside(skeletons))
+    if isinstance(oracle, str) and oracle == "espresso":
+        from crystal_gym.oracles import CachedOracle, EspressoOracle
+
+        return CachedOracle(EspressoOracle())
     if isinstance(oracle, (str, Path, PropertyTable)):
         return TableOracle(oracle)
     if not isinstance(oracle, Oracle) or isinstance(oracle, type):
         raise TypeError(
-            f"oracle={oracle!r} has no evaluate(structures): expected 'table', a path to a table, "
-            "or an object with the oracle protocol"
+            f"oracle={oracle!r} has no evaluate(structures): expected 'table', 'espresso', a path "
+            "to a table, or an object with the oracle protocol"
         )
     return oracle
 

@@ -3,30 +3,40 @@
 The database is SQLite (a file ending in ``.db``) or PostgreSQL (``postgresql://...``), and ASE's
 own tools read it: ``ase db results.db``. Rows are only ever added. The ``unique_id`` of a row is a
 hash of the crystal (in whatever cell it is written), of what the result depends on besides (the
-oracle's fingerprint), and of the number of the attempt, so a database refuses a second row for the
-same attempt even where two processes finish at once.
+oracle's fingerprint), and of the number of the attempt. Whoever adds a row looks first, in the same
+transaction and with every other writer locked out, so there is one row for one attempt even where
+two processes finish at once.
 """
 
 from __future__ import annotations
 
+import atexit
 import hashlib
+import re
 import sqlite3
+import tempfile
+import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-from filelock import FileLock
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.db import connect
+from ase.db.core import now
+from ase.db.row import AtomsRow
 
 from crystal_gym.crystal_key import cell_key, structure_key
 from crystal_gym.elements import tokens_to_symbols
 from crystal_gym.files import cache_dir
 from crystal_gym.oracles.base import Filling, Properties, Status
 from crystal_gym.oracles.references import RY_TO_EV
+from crystal_gym.structures import to_structure
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -35,7 +45,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Cacheable", "CachedOracle", "ResultStore", "StoredResult", "default_database"]
 
-_LOCK_KEY = 5_427_016  # of the advisory lock that PostgreSQL's writers take turns with
+_LOCK_KEY = 5_427_016  # of the advisory lock under which PostgreSQL's tables are made
+_MAX_KEYS = 200_000  # names of crystals kept in memory, 0.2 kB each
 
 
 @runtime_checkable
@@ -61,7 +72,7 @@ class StoredResult:
         fingerprint: Of the oracle.
         attempt: 0, or more where earlier attempts ended in a failure that may pass.
         properties: The result.
-        row_id: Number of the row.
+        row_id: Number of the row, 0 while it could not be written yet.
     """
 
     crystal: str
@@ -77,50 +88,45 @@ def default_database() -> Path:
 
 
 class ResultStore:
-    """Results in an ASE database, for several processes at once.
+    """Results in an ASE database, for several processes and threads at once.
 
     Args:
         database: A path ending in ``.db``, or a ``postgresql://`` address.
 
     Raises:
         ValueError: If the file is no ASE database or has another ending.
-        ConnectionError: If the address does not answer.
+        ConnectionError: If the address does not answer, or refuses.
         ImportError: If PostgreSQL is asked for and its packages are missing.
-        OSError: If the file's folder cannot be made or written.
+        OSError: If the file cannot be read, or there is none and its folder cannot be written.
     """
 
     def __init__(self, database: Path | str) -> None:
         self.address = str(database)
         self.is_file = not self.address.startswith(("postgresql://", "postgres://"))
         if self.is_file:
-            path = Path(self.address).absolute()
+            path = Path(self.address).expanduser().absolute()
             if path.suffix != ".db":
                 raise ValueError(
-                    f"database {self.address!r} is not understood: expected a file ending in .db, "
-                    "or postgresql://user:password@host:port/name"
+                    f"database {_without_password(self.address)!r} is not understood: expected a "
+                    "file ending in .db, or postgresql://user:password@host:port/name"
                 )
             self.address = str(path)
-        self._open()
-
-    def _open(self) -> None:
-        self._seen = 0
+        self._seen = 0  # number of the last row that was read
         self._latest: dict[tuple[str, str], StoredResult] = {}
-        if self.is_file:
-            Path(self.address).parent.mkdir(parents=True, exist_ok=True)
-        self._database = self._guarded(self._connect)
+        self._waiting: list[tuple[Structure, str, str, Properties]] = []
+        self._unwritten: dict[tuple[str, str], StoredResult] = {}
+        self._mutex = threading.RLock()
+        if self.is_file and not Path(self.address).exists():
+            self._try_folder()
         self.refresh()
 
-    def _connect(self) -> Any:
-        from ase.db import connect
-
-        try:
-            # ASE's own lock file outlives a killed process; ours does not.
-            return connect(self.address, use_lock_file=False)
-        except ImportError as error:
-            raise ImportError(
-                f"PostgreSQL needs {error.name}, which is not installed: run `pip install "
-                "crystal-gym[postgresql]`"
-            ) from error
+    def _try_folder(self) -> None:
+        """Find out before the first calculation that its result could not be written."""
+        folder = Path(self.address).parent
+        with self._clear_errors():
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         """Only the address travels to another process, which opens it once."""
@@ -134,13 +140,78 @@ class ResultStore:
 
     def get(self, crystal: str, fingerprint: str) -> StoredResult | None:
         """Return the latest result as far as this process has seen; see :meth:`refresh`."""
-        return self._latest.get((crystal, fingerprint))
+        key = crystal, fingerprint
+        return self._unwritten.get(key) or self._latest.get(key)
 
     def refresh(self) -> None:
-        """Read what other processes have added."""
+        """Read what other processes have added.
+
+        Raises:
+            OSError: If it cannot be read now.
+            ValueError: If it is no ASE database (any more).
+        """
         if self.is_file and not Path(self.address).exists():
             return
-        for row in self._guarded(lambda: list(self._database.select(f"id>{self._seen}"))):
+        with self._mutex, self._transaction() as database:
+            self._read_new(database)
+
+    def put(
+        self, structure: Structure, crystal: str, fingerprint: str, properties: Properties
+    ) -> Properties:
+        """Add a result, and return the one that holds.
+
+        That is the given one, unless another process was faster with a final result. A result that
+        cannot be written now is kept in memory, with a warning that says why, and tried again with
+        the next one and when the program ends.
+        """
+        key = crystal, fingerprint
+        with self._mutex:
+            self._waiting.append((structure, crystal, fingerprint, properties))
+            if not self.flush():
+                attempt = _next_attempt(self.get(*key))
+                self._unwritten[key] = StoredResult(crystal, fingerprint, attempt, properties, 0)
+                atexit.unregister(self.flush)
+                atexit.register(self.flush)
+            held = self.get(*key)
+        return properties if held is None else held.properties
+
+    def flush(self) -> bool:
+        """Write the results that could not be written before, and return whether none is left."""
+        with self._mutex:
+            try:
+                while self._waiting:
+                    self._add(*self._waiting[0])
+                    _, crystal, fingerprint, _ = self._waiting.pop(0)
+                    self._unwritten.pop((crystal, fingerprint), None)
+            except (OSError, ValueError) as error:
+                count = len(self._waiting)
+                warnings.warn(
+                    f"{error} ({count} {'result is' if count == 1 else 'results are'} kept in "
+                    "memory and written as soon as that is possible)",
+                    stacklevel=2,
+                )
+        return not self._waiting
+
+    def rows(self) -> Iterator[tuple[StoredResult, Any]]:
+        """Yield the latest result of every crystal with its ASE Atoms, in the order of storing."""
+        self.refresh()
+        latest = {result.row_id for result in self._latest.values()}
+        if not latest:
+            return
+        with self._transaction() as database:
+            rows = list(database.select(sort="id"))
+        for row in rows:
+            if row.id in latest:
+                found = _read_row(row)
+                if found is not None:
+                    yield found, row.toatoms()
+
+    # -- the database ----------------------------------------------------------------------------
+
+    def _read_new(self, database: Any) -> None:
+        if not self._has_tables(database):
+            return
+        for row in database.select(f"id>{self._seen}"):
             self._seen = max(self._seen, row.id)
             found = _read_row(row)
             if found is not None:
@@ -152,54 +223,90 @@ class ResultStore:
         if known is None or known.attempt < found.attempt:
             self._latest[key] = found
 
-    def put(
+    def _add(
         self, structure: Structure, crystal: str, fingerprint: str, properties: Properties
-    ) -> Properties:
-        """Add a result, and return the one that holds.
-
-        That is the given one, unless another process was faster with a final result.
-        """
-        with self._lock():
-            self.refresh()
-            known = self.get(crystal, fingerprint)
+    ) -> None:
+        with self._transaction() as database:
+            self._lock_writers(database)
+            self._read_new(database)
+            known = self._latest.get((crystal, fingerprint))
             if known is not None and known.properties.status.is_final:
-                return known.properties
-            attempt = 0 if known is None else known.attempt + 1
-            row = _write_row(structure, crystal, fingerprint, attempt, properties)
-            self._guarded(lambda: self._insert(*row))
-            self.refresh()
-        return properties
+                return
+            attempt = _next_attempt(known)
+            # A row that could not be read (damaged, or of a later version) has its number, too.
+            while any(database.select(unique_id=_unique_id(crystal, fingerprint, attempt))):
+                attempt += 1
+            row, values, data = _write_row(structure, crystal, fingerprint, attempt, properties)
+            number = database.write(row, data=data, **values)
+        self._remember(StoredResult(crystal, fingerprint, attempt, properties, number))
 
-    def _insert(self, atoms_row: Any, values: dict[str, Any], data: dict[str, Any]) -> None:
-        with self._database:
-            if not self.is_file:
-                # ase-db-backends asks the sequence for the number of the row it has just added,
-                # which is another's where two add at once.
-                cursor = self._database.connection.cursor()
-                cursor.execute("SELECT pg_advisory_xact_lock(?)", (_LOCK_KEY,))
-            self._database.write(atoms_row, data=data, **values)
+    @contextmanager
+    def _transaction(self) -> Iterator[Any]:
+        """Give the ASE database with a connection of its own; all that is written, or nothing."""
+        with self._clear_errors():
+            database = self._connect()
+            try:
+                with database:
+                    if not self.is_file:  # what ase-db-backends' wrapper of it lacks
+                        database.connection.rollback = database.connection.con.rollback
+                    yield database
+            finally:
+                if database.connection is not None:  # the transaction could not even be ended
+                    database.connection.close()
 
-    def _lock(self) -> AbstractContextManager[Any]:
+    def _connect(self) -> Any:
+        try:
+            # ASE's own lock file outlives a killed process; the database's locks do not.
+            return connect(self.address, use_lock_file=False)
+        except ImportError as error:
+            raise ImportError(
+                f"PostgreSQL needs {error.name}, which is not installed: run `pip install "
+                "crystal-gym[postgresql]`"
+            ) from error
+
+    def _has_tables(self, database: Any) -> bool:
+        """Return whether a database is ASE's; False for an empty one, which may become one.
+
+        ASE would make its tables in whatever it opens, for a reader as well, and without a lock.
+        """
+        cursor = database.connection.cursor()
         if not self.is_file:
-            return nullcontext()
-        path = Path(self.address)
-        return FileLock(path.with_name(f".{path.name}.lock"))
+            cursor.execute("SELECT to_regclass('systems') IS NOT NULL")
+            return bool(cursor.fetchone()[0])
+        cursor.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        names = sorted(name for (name,) in cursor.fetchall())
+        if names and "systems" not in names:
+            raise ValueError(
+                f"{self.address} is no ASE database but holds other tables "
+                f"({', '.join(names[:3])}): expected results, or a new name"
+            )
+        return bool(names)
 
-    def rows(self) -> Iterator[tuple[StoredResult, Any]]:
-        """Yield the latest result of every crystal with its ASE Atoms, in the order of storing."""
-        self.refresh()
-        latest = {result.row_id for result in self._latest.values()}
-        for row in self._guarded(lambda: list(self._database.select(sort="id"))):
-            if row.id in latest:
-                found = _read_row(row)
-                if found is not None:
-                    yield found, row.toatoms()
+    def _lock_writers(self, database: Any) -> None:
+        """Let no one else write until the transaction ends, and make a new database's tables."""
+        connection = database.connection
+        if self.is_file:
+            connection.execute("BEGIN IMMEDIATE")
+            self._has_tables(database)
+            with database.managed_connection():  # makes the tables, and then commits
+                pass
+            if not connection.in_transaction:
+                connection.execute("BEGIN IMMEDIATE")
+            return
+        cursor = connection.cursor()
+        cursor.execute("SELECT pg_advisory_xact_lock(?)", (_LOCK_KEY,))
+        with database.managed_connection():
+            pass
+        # ASE asks the sequence for the number of the row it has just added, which is another's
+        # where two add at once. This keeps out those who write with ASE's own tools as well.
+        cursor.execute("LOCK TABLE systems IN SHARE ROW EXCLUSIVE MODE")
 
-    def _guarded(self, call: Callable[[], Any]) -> Any:
-        """Run a call to the database, with errors that say what to do."""
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        """Turn what the database says into errors that say what to do."""
         where = _without_password(self.address)
         try:
-            return call()
+            yield
         except sqlite3.DatabaseError as error:
             text = str(error)
             if "not a database" in text or "malformed" in text:
@@ -211,14 +318,22 @@ class ResultStore:
                 f"{where} cannot be read or written ({text}): make room or check its permissions; "
                 "what it holds is unchanged"
             ) from error
-        except OSError:
+        except ConnectionError:
             raise
+        except OSError as error:
+            raise OSError(
+                f"{where} cannot be read or written ({error.strerror or error}): make room or "
+                "check its permissions; what it holds is unchanged"
+            ) from error
         except Exception as error:
             if type(error).__module__.split(".")[0] != "psycopg2":
                 raise
+            # What libpq says of an address that it does not understand may quote the password.
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            reason = "the address is not understood" if "dsn" in said[0] else said[0]
             raise ConnectionError(
-                f"{where} does not answer ({str(error).strip().splitlines()[0]}): check the "
-                "address and that the server runs; nothing is lost"
+                f"{where} cannot be used ({reason}): check address, user and password and that the "
+                "server runs; nothing is lost"
             ) from error
 
 
@@ -228,29 +343,38 @@ def _opened_once(address: str) -> ResultStore:
 
 
 def _without_password(address: str) -> str:
-    if "://" not in address or "@" not in address:
+    scheme, separator, rest = address.partition("://")
+    if not separator:
         return address
-    scheme, rest = address.split("://", 1)
-    user, host = rest.rsplit("@", 1)
-    return f"{scheme}://{user.split(':')[0]}@{host}"
+    user, at, host = re.sub(r"password=[^&]*", "password=***", rest).rpartition("@")
+    return f"{scheme}://{user.split(':')[0]}{at}{host}"
+
+
+def _next_attempt(known: StoredResult | None) -> int:
+    return 0 if known is None else known.attempt + 1
+
+
+def _unique_id(crystal: str, fingerprint: str, attempt: int) -> str:
+    digest = hashlib.sha256(f"{crystal}\n{fingerprint}\n{attempt}".encode())
+    return digest.hexdigest()[:32]
 
 
 def _write_row(
     structure: Structure, crystal: str, fingerprint: str, attempt: int, properties: Properties
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    from ase.calculators.singlepoint import SinglePointCalculator
-    from ase.db.row import AtomsRow
-    from pymatgen.io.ase import AseAtomsAdaptor
-
-    atoms = AseAtomsAdaptor.get_atoms(structure, msonable=False)
-    atoms.info = {}
+    # Elements and places alone: charges and moments that a structure carries were not calculated.
+    atoms = Atoms(
+        _species(structure),
+        positions=structure.cart_coords,
+        cell=structure.lattice.matrix,
+        pbc=True,
+    )
     if properties.total_energy_ry is not None:  # so that ASE's own tools show an energy
         energy = properties.total_energy_ry * RY_TO_EV
         atoms.calc = SinglePointCalculator(atoms, energy=energy)
     row = AtomsRow(atoms)
-    digest = hashlib.sha256(f"{crystal}\n{fingerprint}\n{attempt}".encode())
-    row.unique_id = digest.hexdigest()[:32]
-    row.ctime = _now()
+    row.unique_id = _unique_id(crystal, fingerprint, attempt)
+    row.ctime = float(now())
     row.user = ""
     shown = {
         "status": str(properties.status),
@@ -272,26 +396,21 @@ def _write_row(
     return row, {name: value for name, value in shown.items() if value is not None}, data
 
 
-def _now() -> float:
-    from ase.db.core import now
-
-    return float(now())
-
-
 def _read_row(row: Any) -> StoredResult | None:
-    """Return the result in a row, None for a row that is not ours."""
-    data = row.data
-    if not isinstance(data, dict) or "fingerprint" not in data or "crystal" not in data:
+    """Return the result in a row, None for a row that is not ours or not readable."""
+    try:
+        data = row.data
+        values = dict(data["properties"])
+        values["status"] = Status(values["status"])
+        return StoredResult(
+            crystal=str(data["crystal"]),
+            fingerprint=str(data["fingerprint"]),
+            attempt=int(data["attempt"]),
+            properties=Properties(**values),
+            row_id=row.id,
+        )
+    except Exception:  # noqa: BLE001 (others may have put there whatever ASE can encode)
         return None
-    values = dict(data["properties"])
-    values["status"] = Status(values["status"])
-    return StoredResult(
-        crystal=data["crystal"],
-        fingerprint=data["fingerprint"],
-        attempt=int(data["attempt"]),
-        properties=Properties(**values),
-        row_id=row.id,
-    )
 
 
 class CachedOracle:
@@ -317,11 +436,11 @@ class CachedOracle:
         *,
         max_attempts: int = 3,
     ) -> None:
-        if not isinstance(oracle, Cacheable):
+        if not isinstance(oracle, Cacheable) or isinstance(oracle, type):
+            name = oracle.__name__ if isinstance(oracle, type) else type(oracle).__name__
             raise TypeError(
-                f"{type(oracle).__name__} cannot be cached: expected an oracle with fingerprint() "
-                "and derive() beside evaluate(), so that answers of different settings are kept "
-                "apart"
+                f"{name} cannot be cached: expected an oracle with fingerprint() and derive() "
+                "beside evaluate(), so that answers of different settings are kept apart"
             )
         if max_attempts < 1:
             raise ValueError(f"max_attempts={max_attempts}: expected at least 1")
@@ -334,9 +453,7 @@ class CachedOracle:
 
     def _start(self) -> None:
         self._fingerprints: dict[frozenset[str], str] = {}
-        self._keys: dict[tuple[str, bytes], str] = {}
-        self._answers: dict[tuple[str, bytes], Properties] = {}
-        self._unsaved: list[tuple[Structure, str, str, Properties]] = []
+        self._keys: dict[tuple[Any, ...], str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """What it has looked up stays with the process that did."""
@@ -353,97 +470,116 @@ class CachedOracle:
 
     def evaluate(self, structures: Sequence[Structure]) -> list[Properties]:
         """Return the properties of each structure, calculating what is not known."""
-        return [self._evaluate(structure, self._key(structure)) for structure in structures]
+        return [self._evaluate(structure) for structure in structures]
 
     def evaluate_fillings(self, fillings: Sequence[Filling]) -> list[Properties]:
         """Return the properties of each filling; known ones without making a Structure."""
-        results = []
-        for skeleton, tokens in fillings:
-            name = skeleton.key, skeleton.canonical_tokens(tokens)
-            answer = self._answers.get(name)
-            if answer is None:
-                answer = self._evaluate_filling(skeleton, tokens, name)
-            results.append(answer)
-        return results
+        return [self._evaluate_filling(skeleton, tokens) for skeleton, tokens in fillings]
 
     def known(self, structure: Structure) -> Properties | None:
         """Return the stored answer that holds for a structure, None if it is to be calculated."""
-        crystal = self._key(structure)
-        if crystal is None:
-            return None
-        return self._look_up(crystal, _species(structure))
+        structure = to_structure(structure)
+        crystal = self.crystal(structure)
+        return None if crystal is None else self._look_up(crystal, _species(structure))
 
-    def _evaluate_filling(
-        self, skeleton: Skeleton, tokens: Any, name: tuple[str, bytes]
-    ) -> Properties:
+    def crystal(self, structure: Structure) -> str | None:
+        """Return the name under which a structure is stored, None if it is no usable crystal."""
+        # Niggli reduction takes milliseconds, and environments and sweeps ask the same again.
+        name = (
+            structure.lattice.matrix.tobytes(),
+            structure.frac_coords.tobytes(),
+            *(site.species_string for site in structure),
+        )
+        try:
+            return self._keys.get(name) or self._named(name, structure_key(structure))
+        except ValueError:
+            return None
+
+    def remember(self, structure: Structure, properties: Properties) -> None:
+        """Store a result that another process calculated, where that process could not."""
+        structure = to_structure(structure)
+        crystal = self.crystal(structure)
+        if crystal is None or not _is_of_the_crystal(properties):
+            return
+        fingerprint = self._fingerprint(_species(structure))
+        self._refresh()
+        if fingerprint is not None and self.store.get(crystal, fingerprint) is None:
+            self.store.put(structure, crystal, fingerprint, properties)
+
+    def _evaluate_filling(self, skeleton: Skeleton, tokens: Any) -> Properties:
+        name = skeleton.key, skeleton.canonical_tokens(tokens)
         crystal = self._keys.get(name)
         if crystal is None:
-            crystal = cell_key(skeleton.lattice, skeleton.frac_coords, np.asarray(tokens))
-            self._keys[name] = crystal
-        species = [str(s) for s in tokens_to_symbols(tokens)]
-        answer = self._look_up(crystal, species)
-        if answer is None:
-            answer = self._evaluate(skeleton.structure(tokens), crystal)
-        if answer.status.is_final:
-            self._answers[name] = answer
-        return answer
+            tokens = np.asarray(tokens)
+            crystal = cell_key(skeleton.lattice, skeleton.frac_coords, tokens)
+            self._named(name, crystal)
+        answer = self._look_up(crystal, [str(symbol) for symbol in tokens_to_symbols(tokens)])
+        return answer or self._calculate(skeleton.structure(tokens), crystal)
 
-    def _evaluate(self, structure: Structure, crystal: str | None) -> Properties:
-        if crystal is None:  # no usable crystal: the oracle says why, and there is nothing to keep
+    def _evaluate(self, structure: Structure) -> Properties:
+        structure = to_structure(structure)
+        crystal = self.crystal(structure)
+        if crystal is None:  # the oracle says why, and there is nothing to keep
             return self.oracle.evaluate([structure])[0]
+        answer = self._look_up(crystal, _species(structure))
+        return answer or self._calculate(structure, crystal)
+
+    def _calculate(self, structure: Structure, crystal: str) -> Properties:
         species = _species(structure)
+        self._fingerprints.pop(frozenset(species), None)  # a file may have changed meanwhile
+        fingerprint = self._fingerprint(species)
+        if fingerprint is None:
+            return self.oracle.evaluate([structure])[0]
+        self._refresh()
         answer = self._look_up(crystal, species)
-        if answer is not None:
-            return answer
-        self.store.refresh()  # another process may have calculated it meanwhile
-        answer = self._look_up(crystal, species)
-        if answer is not None:
+        if answer is not None:  # another process has calculated it
             return answer
         (properties,) = self.oracle.evaluate([structure])
-        if properties.status in (Status.CONFIGURATION, Status.UNKNOWN):
-            return properties  # says nothing about the crystal
-        return self._keep(structure, crystal, self._fingerprint(species), properties)
-
-    def _keep(
-        self, structure: Structure, crystal: str, fingerprint: str, properties: Properties
-    ) -> Properties:
-        self._unsaved.append((structure, crystal, fingerprint, properties))
-        kept = properties
-        try:
-            while self._unsaved:
-                kept = self.store.put(*self._unsaved[0])
-                self._unsaved.pop(0)
-        except OSError as error:
-            warnings.warn(
-                f"{error} ({len(self._unsaved)} results are kept in memory until it can be "
-                "written)",
-                stacklevel=2,
-            )
+        if not _is_of_the_crystal(properties):
             return properties
-        return kept
+        held = self.store.put(structure, crystal, fingerprint, properties)
+        return properties if held is properties else self._derived(held, species)
 
     def _look_up(self, crystal: str, species: Sequence[str]) -> Properties | None:
-        found = self.store.get(crystal, self._fingerprint(species))
+        fingerprint = self._fingerprint(species)
+        found = None if fingerprint is None else self.store.get(crystal, fingerprint)
         if found is None:
             return None
-        final = found.properties.status.is_final or found.attempt + 1 >= self.max_attempts
-        if not final:
+        if not found.properties.status.is_final and found.attempt + 1 < self.max_attempts:
             return None
-        answer = self.oracle.derive(found.properties, species)
+        return self._derived(found.properties, species)
+
+    def _derived(self, properties: Properties, species: Sequence[str]) -> Properties:
+        answer = self.oracle.derive(properties, species)
         return replace(answer, provenance=f"{answer.provenance} (stored)")
 
-    def _fingerprint(self, species: Sequence[str]) -> str:
+    def _fingerprint(self, species: Sequence[str]) -> str | None:
+        """Return the oracle's fingerprint, None where it has none (a file that is damaged)."""
         elements = frozenset(species)
         found = self._fingerprints.get(elements)
         if found is None:
-            found = self._fingerprints[elements] = self.oracle.fingerprint(elements)
+            try:
+                found = self._fingerprints[elements] = self.oracle.fingerprint(elements)
+            except ValueError:
+                return None
         return found
 
-    def _key(self, structure: Structure) -> str | None:
+    def _refresh(self) -> None:
         try:
-            return structure_key(structure)
-        except ValueError:
-            return None
+            self.store.refresh()
+        except (OSError, ValueError) as error:
+            warnings.warn(f"{error} (what it holds is not known here)", stacklevel=2)
+
+    def _named(self, name: tuple[Any, ...], crystal: str) -> str:
+        if len(self._keys) >= _MAX_KEYS:
+            self._keys.clear()
+        self._keys[name] = crystal
+        return crystal
+
+
+def _is_of_the_crystal(properties: Properties) -> bool:
+    """Return whether a result says something of the crystal, not of the program or the table."""
+    return properties.status not in (Status.CONFIGURATION, Status.UNKNOWN)
 
 
 def _species(structure: Structure) -> list[str]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from crystal_gym.elements import N_ELEMENTS, formula_counts
 from crystal_gym.files import DAMAGED_NPZ, open_npz, save_npz
 from crystal_gym.oracles.base import Filling, Properties, Status
-from crystal_gym.ragged import run_starts
+from crystal_gym.ragged import run_starts, take_runs
 from crystal_gym.sets import BUNDLED, DATASETS, is_named_set, load_skeleton_file, set_dir
 from crystal_gym.skeletons import Skeleton, SkeletonSet
 
@@ -100,6 +100,16 @@ class PropertyTable:
                     f"({self.skeletons.names[self.skeleton[other]]} and {skeleton.name}); keep one"
                 )
         return found
+
+    def of_entries(self, entries: NDArray[np.integer]) -> PropertyTable:
+        """Return the table with only some entries, by number; its skeletons stay."""
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name in set(columns) - {"skeletons", "tokens", "provenance"}:
+            columns[name] = columns[name][entries]
+        columns["tokens"] = self.tokens[take_runs(self.token_ptr, entries)[0]]
+        if len(self.provenance) > 1:
+            columns["provenance"] = self.provenance[entries]
+        return PropertyTable(**columns)
 
     def in_source_order(self) -> PropertyTable:
         """Return the table for :meth:`SkeletonSet.in_source_order`; the same warning applies."""
@@ -198,7 +208,8 @@ def load_table(source: Path | str) -> PropertyTable:
     if not path.exists() or not path.with_name("skeletons.npz").exists():
         raise ValueError(
             f"oracle={str(source)!r} is neither a known table nor an existing path: expected "
-            f"one of {', '.join([*BUNDLED, *DATASETS])} or a table.npz beside its skeletons.npz"
+            f"one of table, espresso, {', '.join([*BUNDLED, *DATASETS])}, or a table.npz beside "
+            "its skeletons.npz"
         )
     return _load_unchanged(path, path.stat().st_mtime_ns)
 

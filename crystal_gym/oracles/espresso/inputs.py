@@ -82,7 +82,10 @@ def count_bands(
         ValueError: If the cell has too few plane waves for an empty band.
     """
     occupied = (n_electrons + (magnetization or 0) + 1) // 2
-    wanted = max(settings.n_bands or 0, occupied + max(4, -(-occupied // 5)))
+    spare = max(4, -(-occupied // 5))
+    if settings.smearing_ry is not None:
+        spare *= 2  # one spin channel may hold several electrons more than the other
+    wanted = max(settings.n_bands or 0, occupied + spare)
     waves = count_plane_waves(settings, lattice)
     if waves <= occupied:
         raise ValueError(
@@ -151,6 +154,10 @@ def pw_input(
     }
     if magnetization is not None:
         system |= {"nspin": 2, "tot_magnetization": magnetization}
+    if settings.smearing_ry is not None:
+        system |= {"occupations": "smearing", "smearing": "cold", "degauss": settings.smearing_ry}
+        system["nspin"] = 2
+        atoms.set_initial_magnetic_moments([0.5] * len(atoms))
     text = io.StringIO()
     write_espresso_in(
         text,

@@ -186,7 +186,7 @@ class EspressoOracle:
         except ValueError as error:  # a damaged pseudopotential
             return Properties(status=Status.CONFIGURATION, provenance=str(error))
         magnetizations: Sequence[int | None] = (None,)
-        if electrons % 2:
+        if electrons % 2 and self.settings.smearing_ry is None:
             magnetizations = [m for m in self.settings.magnetizations if m <= electrons]
         runs = [self._run(structure, electrons, m) for m in magnetizations]
         best = _best(runs)

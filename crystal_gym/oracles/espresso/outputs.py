@@ -148,7 +148,7 @@ def _judge(text: str, returncode: int | None, timed_out: bool) -> tuple[Status, 
 
 
 def _is_complete(text: str) -> bool:
-    levels = _PAIR.search(text) or _HOMO.search(text)
+    levels = _PAIR.search(text) or _HOMO.search(text) or "the Fermi energy is" in text
     return bool(_CONVERGED.search(text) and len(_ENERGY.findall(text)) == 1 and levels)
 
 

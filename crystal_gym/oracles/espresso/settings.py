@@ -33,6 +33,9 @@ class PwSettings:
             and never more than there are plane waves.
         magnetizations: Total magnetizations (Bohr magnetons per cell, odd) tried in turn for odd
             numbers of electrons; the lowest energy wins.
+        smearing_ry: Width of cold smearing, for metals such as the elements behind reference
+            energies: then there is no gap, and two spin channels find their own magnetization.
+            None (default): fixed occupations.
     """
 
     ecutwfc_ry: float = 30.0
@@ -44,6 +47,7 @@ class PwSettings:
     k_offset: tuple[int, int, int] = (0, 0, 0)
     n_bands: int | None = 64
     magnetizations: tuple[int, ...] = (1,)
+    smearing_ry: float | None = None
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -58,6 +62,8 @@ class PwSettings:
                 raise _bad(name, value, "a number")
             if not (math.isfinite(value) and value > 0):
                 raise _bad(name, value, "a number above 0")
+        if self.smearing_ry is not None and not 0 < self.smearing_ry < 1:
+            raise _bad("smearing_ry", self.smearing_ry, "None, or a width such as 0.02")
         if self.mixing_beta > 1:
             raise _bad("mixing_beta", self.mixing_beta, "0 to 1")
         if self.ecutrho_ry < 4 * self.ecutwfc_ry:
@@ -76,7 +82,7 @@ class PwSettings:
     @property
     def key(self) -> str:
         """Content hash (16 hex digits) of everything."""
-        return _digest(asdict(self))
+        return _digest(self._values())
 
     @property
     def energy_key(self) -> str:
@@ -84,9 +90,15 @@ class PwSettings:
 
         Nor the magnetizations, which select among states of the same Hamiltonian.
         """
-        values = asdict(self)
+        values = self._values()
         del values["n_bands"], values["magnetizations"]
         return _digest(values)
+
+    def _values(self) -> dict[str, Any]:
+        values = asdict(self)
+        if self.smearing_ry is None:  # what is not used names nothing: old keys stay as they are
+            del values["smearing_ry"]
+        return values
 
     def __str__(self) -> str:
         mesh = "x".join(map(str, self.k_mesh))

@@ -1,0 +1,103 @@
+"""The best that can be done, where every filling is in a table: exact optima and regret."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from crystal_gym.datasets.relabel import terminal_rewards
+from crystal_gym.oracles import Properties, PropertyTable, Status
+from crystal_gym.rewards import Reward
+
+__all__ = ["Optimum", "optimal_rewards", "optimum", "regret"]
+
+
+@dataclass(frozen=True, eq=False)
+class Optimum:
+    """The best filling of a skeleton.
+
+    Attributes:
+        reward: Its terminal reward, which is the return of an optimal policy (gamma = 1).
+        tokens: The filling, int16 ``(n_sites,)``; symmetric relabellings of it are as good.
+        properties: What was calculated for it.
+    """
+
+    reward: float
+    tokens: NDArray[np.int16]
+    properties: Properties
+
+
+def optimum(
+    table: PropertyTable,
+    skeleton: int,
+    target_gap: float | None,
+    reward: str | Reward = "formation",
+) -> Optimum:
+    """Return the best calculated filling of one skeleton.
+
+    For ``skeletons="tabular"``, whose mask leads to calculated fillings only, nothing better can
+    be reached.
+
+    Args:
+        table: Such as ``load_table("tabular")``.
+        skeleton: Its number in the table's set.
+        target_gap: eV, None for the unconditional task.
+        reward: As for ``gym.make(reward=...)``.
+
+    Raises:
+        ValueError: If the table holds no calculated filling of that skeleton.
+    """
+    rewards = _rewards(table, target_gap, reward)
+    rewards[table.skeleton != skeleton] = -np.inf
+    best = int(np.argmax(rewards))
+    if rewards[best] == -np.inf:
+        raise ValueError(
+            f"the table holds no calculated filling of skeleton {skeleton}: expected a number from "
+            f"0 to {len(table.skeletons) - 1} of a skeleton with one"
+        )
+    return Optimum(float(rewards[best]), table.entry_tokens(best), table.properties(best))
+
+
+def optimal_rewards(
+    table: PropertyTable, target_gap: float | None, reward: str | Reward = "formation"
+) -> NDArray[np.float64]:
+    """Return the best reward of every skeleton, ``(n_skeletons,)``, -inf where there is none."""
+    best = np.full(len(table.skeletons), -np.inf)
+    np.maximum.at(best, table.skeleton, _rewards(table, target_gap, reward))
+    return best
+
+
+def regret(
+    table: PropertyTable,
+    skeleton: ArrayLike,
+    achieved: ArrayLike,
+    target_gap: float | None,
+    reward: str | Reward = "formation",
+) -> NDArray[np.float64]:
+    """Return how much each episode fell short of the optimum, ``(n_episodes,)``, not below 0.
+
+    Args:
+        table: With every filling that can be reached.
+        skeleton: Skeleton number of each episode.
+        achieved: Its return.
+        target_gap: eV, the same for all.
+        reward: The reward that ``achieved`` was paid by.
+    """
+    return optimal_rewards(table, target_gap, reward)[np.asarray(skeleton)] - np.asarray(achieved)
+
+
+def _rewards(
+    table: PropertyTable, target_gap: float | None, reward: str | Reward
+) -> NDArray[np.float64]:
+    """Return the reward of every entry, -inf for one without properties."""
+    rewards = terminal_rewards(
+        reward,
+        table.total_energy_ry,
+        table.formation_energy_ev_per_atom,
+        table.band_gap_ev,
+        None if target_gap is None else np.full(len(table), float(target_gap)),
+    )
+    known = (table.status == Status.OK.value) & ~np.isnan(rewards)
+    return np.where(known, rewards, -np.inf)
