@@ -51,38 +51,33 @@ def cell_key(
     counts = np.bincount(tokens)
     rarest = np.flatnonzero(counts == counts[counts > 0].min())[0]
     origins = frac_coords[tokens == rarest]
-    operations = _lattice_operations(np.round(lattice @ lattice.T, 6).tobytes())
+    operations, size = _of_lattice(np.ascontiguousarray(lattice, dtype=np.float64).tobytes())
     # (operations, origins, sites, 3)
     moved = np.einsum("osx,gxy->gosy", frac_coords - origins[:, None, :], operations)
     grid = np.round(moved * _GRID).astype(np.int64) % _GRID
     codes = ((grid[..., 0] * _GRID + grid[..., 1]) * _GRID + grid[..., 2]) * 128 + tokens
     rows = np.sort(codes, axis=-1).reshape(-1, len(tokens))
     first = rows[np.lexsort(rows.T[::-1])[0]]
-    size = np.round(lattice_parameters(lattice) * np.array([1e4] * 3 + [1e3] * 3))
-    digest = hashlib.sha256(size.astype("<i8").tobytes())
-    digest.update(first.astype("<i8").tobytes())
-    return digest.hexdigest()[:32]
-
-
-def _candidates() -> NDArray[np.int64]:
-    matrices = np.array(list(itertools.product((-1, 0, 1), repeat=9))).reshape(-1, 3, 3)
-    return matrices[np.abs(np.round(np.linalg.det(matrices))) == 1]
+    return hashlib.sha256(size + first.astype("<i8").tobytes()).hexdigest()[:32]
 
 
 @lru_cache(maxsize=4096)
-def _lattice_operations(metric: bytes) -> NDArray[np.float64]:
-    """Return every map of fractional coordinates that keeps the metric of a reduced cell.
+def _of_lattice(vectors: bytes) -> tuple[NDArray[np.float64], bytes]:
+    """Return every map of fractional coordinates that keeps the metric, and the rounded size.
 
     In a Niggli-reduced cell the entries of such a change of vectors are -1, 0 or 1.
     """
-    tensor = np.frombuffer(metric, dtype=np.float64).reshape(3, 3)
-    changes = _candidate_matrices()
+    lattice = np.frombuffer(vectors, dtype=np.float64).reshape(3, 3)
+    tensor = np.round(lattice @ lattice.T, 6)
+    changes = _changes_of_vectors()
     images = changes @ tensor @ changes.transpose(0, 2, 1)
     kept = changes[np.abs(images - tensor).max(axis=(1, 2)) < 1e-3 * np.trace(tensor) / 3]
+    size = np.round(lattice_parameters(lattice) * np.array([1e4] * 3 + [1e3] * 3))
     # New vectors L' = M L make the coordinates f' = f M^-1.
-    return np.linalg.inv(kept)
+    return np.linalg.inv(kept), size.astype("<i8").tobytes()
 
 
 @lru_cache(maxsize=1)
-def _candidate_matrices() -> NDArray[np.float64]:
-    return _candidates().astype(np.float64)
+def _changes_of_vectors() -> NDArray[np.float64]:
+    matrices = np.array(list(itertools.product((-1.0, 0.0, 1.0), repeat=9))).reshape(-1, 3, 3)
+    return matrices[np.abs(np.round(np.linalg.det(matrices))) == 1]

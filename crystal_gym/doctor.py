@@ -94,7 +94,7 @@ def _silicon(folder: Path | str | None, pw: str) -> Finding:
     silicon = Structure(
         Lattice([[0, 2.7155, 2.7155], [2.7155, 0, 2.7155], [2.7155, 2.7155, 0]]),
         ["Si", "Si"],
-        [[0, 0, 0], [0.25, 0.25, 0.25]],
+        [[0.0, 0.0, 0.0], [0.25, 0.25, 0.25]],
     )
     with tempfile.TemporaryDirectory(prefix="crystal-gym-doctor-") as scratch:
         try:

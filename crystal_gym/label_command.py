@@ -58,8 +58,8 @@ def label_structures(options: argparse.Namespace) -> str:
     """Calculate what the command line names; return what to print at the end."""
     if options.elements:
         raise ValueError("--elements belongs to `crystal-gym label references`")
-    named = list(_read_all(options))
     settings = make_settings(options.preset, **parse_changes(options.changes))
+    named = list(_read_all(options))
     # Without references energies and gaps are worth having all the same.
     references = "auto" if find_references(settings.energy_key) else None
     oracle = CachedOracle(_oracle(options, settings, references), options.cache)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from crystal_gym.crystal_key import structure_key
 from crystal_gym.oracles.base import Properties
 from crystal_gym.oracles.cache import CachedOracle
 from crystal_gym.oracles.espresso.process import die_with_parent
@@ -41,14 +41,22 @@ def label(
         oracle: What calculates, with the database that remembers.
         workers: Processes.
         executor: Anything with the :class:`concurrent.futures.Executor` interface (such as a Dask
-            client's), instead of processes on this machine.
+            client's), instead of processes on this machine. Workers that reach no common database
+            may each have one: what they send back is stored here as well.
         progress: Show a progress bar on standard error.
 
     Returns:
         Properties in the order of ``structures``.
+
+    Raises:
+        ValueError: If ``workers`` is below 1.
+        RuntimeError: If a worker was killed.
     """
+    if workers < 1:
+        raise ValueError(f"workers={workers}: expected at least 1")
+    oracle.store.refresh()
     results: list[Properties | None] = [oracle.known(s) for s in structures]
-    same = _same_crystals(structures, [i for i, r in enumerate(results) if r is None])
+    todo = _same_crystals(oracle, structures, [i for i, r in enumerate(results) if r is None])
     statuses = Counter(str(r.status) for r in results if r is not None)
     with tqdm(
         total=len(structures),
@@ -60,36 +68,38 @@ def label(
     ) as bar:
         bar.set_postfix(statuses)
         pool = executor or _pool(workers)
+        futures: dict[Future[Properties], list[int]] = {}
         try:
-            futures = {
-                pool.submit(_evaluate, oracle, structures[group[0]]): group for group in same
-            }
+            for group in todo:
+                futures[pool.submit(_evaluate, oracle, structures[group[0]])] = group
             for future in as_completed(futures):
-                for i in futures[future]:
-                    results[i] = future.result()
-                    statuses[str(future.result().status)] += 1
-                bar.update(len(futures[future]))
+                group, properties = futures[future], future.result()
+                oracle.remember(structures[group[0]], properties)
+                for i in group:
+                    results[i] = properties
+                statuses[str(properties.status)] += len(group)
                 bar.set_postfix(statuses, refresh=False)
-        except BaseException:
+                bar.update(len(group))
+        except BrokenExecutor as error:
+            raise RuntimeError(
+                "a worker process was killed (out of memory?): what was finished is stored; run "
+                "again to go on, with fewer workers where memory was short"
+            ) from error
+        finally:
+            for future in futures:
+                future.cancel()  # all are done, unless something went wrong
             if executor is None:
                 _stop(pool)
-            raise
-        finally:
-            if executor is None:
-                pool.shutdown(cancel_futures=True)
-    oracle.store.refresh()
     return [r for r in results if r is not None]
 
 
-def _same_crystals(structures: Sequence[Structure], which: Sequence[int]) -> list[list[int]]:
+def _same_crystals(
+    oracle: CachedOracle, structures: Sequence[Structure], which: Sequence[int]
+) -> list[list[int]]:
     """Group positions that hold the same crystal; what is no usable crystal stands alone."""
-    groups: dict[object, list[int]] = {}
+    groups: dict[str | int, list[int]] = {}
     for i in which:
-        try:
-            key: object = structure_key(structures[i])
-        except ValueError:
-            key = i
-        groups.setdefault(key, []).append(i)
+        groups.setdefault(oracle.crystal(structures[i]) or i, []).append(i)
     return list(groups.values())
 
 
@@ -98,16 +108,21 @@ def _evaluate(oracle: CachedOracle, structure: Structure) -> Properties:
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, initializer=_start_worker)
+    return ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(os.getpid(),))
 
 
-def _start_worker() -> None:
+def _start_worker(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then stops us
     die_with_parent()
+    if os.getppid() != parent and multiprocessing.get_start_method() != "forkserver":
+        os._exit(1)  # it ended before we could ask
 
 
 def _stop(pool: Executor) -> None:
     """End the workers of a pool at once; the kernel then ends the calculations they wait for."""
+    workers = list((getattr(pool, "_processes", None) or {}).values())
     pool.shutdown(wait=False, cancel_futures=True)
-    for worker in multiprocessing.active_children():
+    for worker in workers:
         worker.kill()
+    for worker in workers:
+        worker.join()

@@ -107,8 +107,8 @@ class ResultStore:
             path = Path(self.address).expanduser().absolute()
             if path.suffix != ".db":
                 raise ValueError(
-                    f"database {_without_password(self.address)!r} is not understood: expected a "
-                    "file ending in .db, or postgresql://user:password@host:port/name"
+                    f"database {self.name!r} is not understood: expected a file ending in .db, or "
+                    "postgresql://user:password@host:port/name"
                 )
             self.address = str(path)
         self._seen = 0  # number of the last row that was read
@@ -119,6 +119,25 @@ class ResultStore:
         if self.is_file and not Path(self.address).exists():
             self._try_folder()
         self.refresh()
+
+    @classmethod
+    def existing(cls, database: Path | str) -> ResultStore:
+        """Open a database that is there already.
+
+        Raises:
+            FileNotFoundError: If it is a file and is not there; nothing is made.
+        """
+        if "://" not in str(database) and not Path(database).expanduser().exists():
+            raise FileNotFoundError(
+                f"{database} does not exist: expected a database of results, such as the --cache "
+                "of `crystal-gym label`"
+            )
+        return cls(database)
+
+    @property
+    def name(self) -> str:
+        """The address as it may be shown, without a password."""
+        return _without_password(self.address)
 
     def _try_folder(self) -> None:
         """Find out before the first calculation that its result could not be written."""
@@ -133,7 +152,7 @@ class ResultStore:
         return _opened_once, (self.address,)
 
     def __repr__(self) -> str:
-        return f"ResultStore({len(self._latest)} results in {_without_password(self.address)})"
+        return f"ResultStore({len(self._latest)} results in {self.name})"
 
     def __len__(self) -> int:
         return len(self._latest)
@@ -304,7 +323,7 @@ class ResultStore:
     @contextmanager
     def _clear_errors(self) -> Iterator[None]:
         """Turn what the database says into errors that say what to do."""
-        where = _without_password(self.address)
+        where = self.name
         try:
             yield
         except sqlite3.DatabaseError as error:
@@ -372,7 +391,7 @@ def _write_row(
     if properties.total_energy_ry is not None:  # so that ASE's own tools show an energy
         energy = properties.total_energy_ry * RY_TO_EV
         atoms.calc = SinglePointCalculator(atoms, energy=energy)
-    row = AtomsRow(atoms)
+    row: Any = AtomsRow(atoms)
     row.unique_id = _unique_id(crystal, fingerprint, attempt)
     row.ctime = float(now())
     row.user = ""

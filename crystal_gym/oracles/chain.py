@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from crystal_gym.oracles.base import Filling, FillingOracle, Oracle, Properties, Status
 
@@ -25,38 +25,38 @@ class ChainOracle:
     """
 
     def __init__(self, oracles: Sequence[Oracle]) -> None:
-        if not oracles:
-            raise ValueError("a chain needs at least one oracle; none was given")
-        for oracle in oracles:
-            if not isinstance(oracle, Oracle) or isinstance(oracle, type):
-                raise TypeError(f"{oracle!r} has no evaluate(structures): expected oracles")
+        if isinstance(oracles, Oracle):
+            raise TypeError(f"{oracles!r} is one oracle: expected a list such as [first, second]")
         self.oracles = tuple(oracles)
+        if not self.oracles:
+            raise ValueError("a chain needs at least one oracle; none was given")
+        for oracle in self.oracles:
+            if not isinstance(oracle, Oracle) or isinstance(oracle, type):
+                raise TypeError(
+                    f"{oracle!r} has no evaluate(structures): expected oracles, not their classes"
+                )
 
     def __repr__(self) -> str:
         return f"ChainOracle({', '.join(map(repr, self.oracles))})"
 
     def evaluate(self, structures: Sequence[Structure]) -> list[Properties]:
         """Return the properties of each structure from the first oracle that knows them."""
-        answers = self.oracles[0].evaluate(structures)
-        for oracle in self.oracles[1:]:
-            open_ = [i for i, a in enumerate(answers) if a.status is Status.UNKNOWN]
-            if not open_:
-                break
-            for i, answer in zip(
-                open_, oracle.evaluate([structures[i] for i in open_]), strict=True
-            ):
-                answers[i] = answer
-        return answers
+        return self._first_known(structures, lambda oracle, asked: oracle.evaluate(asked))
 
     def evaluate_fillings(self, fillings: Sequence[Filling]) -> list[Properties]:
         """Return the properties of each filling from the first oracle that knows them."""
-        answers = [Properties(status=Status.UNKNOWN)] * len(fillings)
+        return self._first_known(fillings, _ask)
+
+    def _first_known(
+        self, questions: Sequence[Any], ask: Callable[[Oracle, list[Any]], list[Properties]]
+    ) -> list[Properties]:
+        answers = [Properties(status=Status.UNKNOWN)] * len(questions)
         for oracle in self.oracles:
-            open_ = [i for i, a in enumerate(answers) if a.status is Status.UNKNOWN]
-            if not open_:
+            unanswered = [i for i, a in enumerate(answers) if a.status is Status.UNKNOWN]
+            if not unanswered:
                 break
-            asked = [fillings[i] for i in open_]
-            for i, answer in zip(open_, _ask(oracle, asked), strict=True):
+            found = ask(oracle, [questions[i] for i in unanswered])
+            for i, answer in zip(unanswered, found, strict=True):
                 answers[i] = answer
         return answers
 

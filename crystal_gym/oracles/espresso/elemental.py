@@ -91,11 +91,11 @@ def _prototypes() -> dict[tuple[str, str], Structure]:
 def elemental_settings(settings: PwSettings, structure: Structure) -> PwSettings:
     """Return settings for a pure element with the same Hamiltonian: smearing and a dense mesh."""
     is_molecule = structure.volume / len(structure) > 100.0
-    mesh = tuple(max(1, round(_K_LENGTH / length)) for length in structure.lattice.abc)
+    a, b, c = (max(1, round(_K_LENGTH / length)) for length in structure.lattice.abc)
     return replace(
         settings,
         n_bands=None,
         smearing_ry=_SMEARING_RY,
-        k_mesh=(1, 1, 1) if is_molecule else mesh,
+        k_mesh=(1, 1, 1) if is_molecule else (a, b, c),
         k_offset=(0, 0, 0),
     )

@@ -97,12 +97,19 @@ def count_bands(
 
 def count_plane_waves(settings: PwSettings, lattice: NDArray[np.float64]) -> int:
     """Return the fewest plane waves below the cutoff at any point of the k-mesh."""
+    from pymatgen.core import Lattice
+
+    # Long and skewed vectors would take a huge box of indices: count with short ones. The mesh
+    # belongs to the vectors as they are given.
+    reduced = Lattice(lattice).get_lll_reduced_lattice().matrix
+    change = np.rint(reduced @ np.linalg.inv(lattice))
+    mesh = zip(settings.k_mesh, settings.k_offset, strict=True)
+    axes = [(np.arange(n) + offset / 2) / n for n, offset in mesh]
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3) @ change.T
+    points -= np.round(points)
+    lattice = reduced
     reciprocal = 2 * np.pi * np.linalg.inv(lattice / _BOHR).T
     radius = np.sqrt(settings.ecutwfc_ry)
-    mesh, offset = np.array(settings.k_mesh), np.array(settings.k_offset)
-    axes = [(np.arange(n) + o / 2) / n for n, o in zip(mesh, offset, strict=True)]
-    points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    points -= np.round(points)
     # |G_i| <= radius * |a_i| / 2 pi bounds the indices; one more for the k-point.
     reach = np.ceil(radius * np.linalg.norm(lattice / _BOHR, axis=1) / (2 * np.pi)).astype(int) + 1
     indices = np.stack(

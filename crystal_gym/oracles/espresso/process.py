@@ -14,7 +14,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,8 @@ __all__ = ["Finished", "die_with_parent", "run_session"]
 
 _GRACE_S = 1.0
 """Seconds between SIGTERM and SIGKILL."""
+
+_LONGEST_POLL_MS = 2**31 - 1  # of a C int: 24 days
 
 _PR_SET_PDEATHSIG = 1
 _PROC = Path("/proc")
@@ -103,6 +105,9 @@ def _libc() -> ctypes.CDLL | None:
 def _child_setup(memory_bytes: int | None) -> Callable[[], None]:
     """Return what the child does between fork and exec: two system calls, prepared beforehand."""
     libc, parent = _libc(), os.getpid()
+    if memory_bytes is not None:  # no process may raise a limit that is set already
+        limits = [n for n in resource.getrlimit(resource.RLIMIT_AS) if n != resource.RLIM_INFINITY]
+        memory_bytes = min([memory_bytes, *limits])
 
     def setup() -> None:
         if libc is not None:
@@ -125,10 +130,11 @@ def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> bool:
         return True
     handle = os.pidfd_open(process.pid)
     try:
-        ready, _, _ = select.select([handle], [], [], timeout_s)
+        poll = select.poll()  # select() refuses handles above 1023
+        poll.register(handle, select.POLLIN)
+        return bool(poll.poll(min(1000 * timeout_s, _LONGEST_POLL_MS)))
     finally:
         os.close(handle)
-    return bool(ready)
 
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:
@@ -137,25 +143,19 @@ def _end_session(process: subprocess.Popen[bytes]) -> None:
     if not _PROC.is_dir():  # not Linux: the group that the session began with is all we can name
         if process.poll() is None:
             os.killpg(session, signal.SIGKILL)
-    elif _members(session):
-        _signal(session, signal.SIGTERM)
-        if not _gone(session, _GRACE_S):
-            _signal(session, signal.SIGKILL)
-            _gone(session, _GRACE_S)
+    else:
+        _signal(_members(session), signal.SIGTERM)
+        kill_at = time.monotonic() + _GRACE_S
+        give_up_at = kill_at + _GRACE_S  # a process that waits for a disk dies when that answers
+        while (members := _members(session)) and time.monotonic() < give_up_at:
+            if time.monotonic() > kill_at:
+                _signal(members, signal.SIGKILL)  # again each time: they may have forked since
+            time.sleep(0.01)
     process.wait()
 
 
-def _gone(session: int, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while _members(session):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
-
-
-def _signal(session: int, number: int) -> None:
-    for pid in _members(session):
+def _signal(pids: Iterable[int], number: int) -> None:
+    for pid in pids:
         try:
             os.kill(pid, number)
         except ProcessLookupError:

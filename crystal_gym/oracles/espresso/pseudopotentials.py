@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import os
 import re
+import shutil
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -90,8 +93,14 @@ class Pseudopotentials(Mapping[str, Pseudopotential]):
             ValueError: If the file is unreadable or for another element.
         """
         path = self._files[element]
-        stat = path.stat()
-        return _read(path, element, stat.st_mtime_ns, stat.st_size)
+        try:
+            stat = path.stat()
+            return _read(path, element, stat.st_mtime_ns, stat.st_size)
+        except OSError as error:
+            raise ValueError(
+                f"pseudopotential {path} cannot be read ({error.strerror}): fetch it again with "
+                "`crystal-gym data fetch sssp`"
+            ) from error
 
     def __contains__(self, element: object) -> bool:
         return element in self._files
@@ -161,13 +170,12 @@ _RHO = re.compile(r'\brho_cutoff="\s*([^"\s]+)\s*"|^\s*\S+\s+(\S+)\s+Suggested c
 
 @lru_cache(maxsize=512)
 def _read(path: Path, element: str, modified_ns: int, size: int) -> Pseudopotential:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"pseudopotential {path} cannot be read ({error.strerror})") from error
+    content = path.read_bytes()
     text = content.decode("utf-8", errors="replace")
-    found, valence = _first(_ELEMENT, text), _number(_first(_VALENCE, text))
-    if found is None or valence is None or not re.search(r"</UPF>|</PP_RHOATOM>", text):
+    header = text.partition("<PP_MESH")[0]  # megabytes of numbers follow
+    found, valence = _first(_ELEMENT, header), _number(_first(_VALENCE, header))
+    end = "</UPF>" if "<UPF" in text else "</PP_RHOATOM>"  # version 1 has no element around it
+    if found is None or valence is None or end not in text:
         raise ValueError(
             f"{path} is no complete pseudopotential: expected a UPF file with element, valence and "
             "an end; fetch it again with `crystal-gym data fetch sssp`"
@@ -177,14 +185,14 @@ def _read(path: Path, element: str, modified_ns: int, size: int) -> Pseudopotent
             f"{path} is a pseudopotential for {found}, not for {element} as its name says: remove "
             "or rename it"
         )
-    wave = _number(_first(_WFC, text)) or None  # some files say 0
+    wave = _number(_first(_WFC, header)) or None  # some files say 0
     return Pseudopotential(
         element=element,
         file=path.name,
         md5=hashlib.md5(content, usedforsecurity=False).hexdigest(),
         valence=valence,
         ecutwfc_ry=wave,
-        ecutrho_ry=_number(_first(_RHO, text)) if wave else None,
+        ecutrho_ry=_number(_first(_RHO, header)) if wave else None,
     )
 
 
@@ -204,8 +212,7 @@ def install(source: Path | str, folder: Path | str | None = None) -> Pseudopoten
     """Bring the UPF files of a folder or a tar archive into the pseudopotential folder.
 
     Only regular files whose names are an element's UPF are taken, by name alone, whatever path an
-    archive gives them. A file is put in place whole; one that is there under the same name is
-    replaced.
+    archive gives them. A file is put in place whole, and replaces what was there for its element.
 
     Args:
         source: A folder, or an archive such as ``SSSP_1.3.0_PBE_efficiency.tar.gz``.
@@ -213,20 +220,30 @@ def install(source: Path | str, folder: Path | str | None = None) -> Pseudopoten
 
     Raises:
         FileNotFoundError: If there is no source, or no UPF file in it.
-        ValueError: If the archive is damaged or too large to be one of pseudopotentials.
+        ValueError: If the archive is damaged or too large to be one of pseudopotentials, a file in
+            it is incomplete or for another element than its name says, or two are for one element.
     """
     source = Path(source)
     target = Path(folder) if folder is not None else default_folder()
-    count = 0
-    for name, content in _upf_files(source):
-        old = [p for p in _same_element(target, name) if p.name != name]
-        with atomic_path(target / name) as temporary:
-            temporary.write_bytes(content)
-        for path in old:
-            path.unlink()  # else the element would have two
-        count += 1
-    if not count:
-        raise FileNotFoundError(f"{source} holds no UPF file of an element: expected some")
+    # Read whole and tested before the first file changes: an error leaves everything as it was.
+    with tempfile.TemporaryDirectory(prefix="crystal-gym-upf-") as unpacked:
+        for name, content in _upf_files(source):
+            path = Path(unpacked, name)
+            if path.exists():
+                raise ValueError(f"{source} holds two files called {name}: expected one")
+            path.write_bytes(content)
+        if not any(Path(unpacked).iterdir()):
+            raise FileNotFoundError(f"{source} holds no UPF file of an element: expected some")
+        try:
+            found = list(Pseudopotentials(unpacked).values())
+        except ValueError as error:
+            raise ValueError(str(error).replace(unpacked, str(source))) from error
+        for new in found:
+            old = [p for p in _same_element(target, new.file) if p.name != new.file]
+            with atomic_path(target / new.file) as temporary:
+                shutil.copyfile(Path(unpacked, new.file), temporary)
+            for path in old:
+                path.unlink()  # else the element would have two
     return Pseudopotentials(target)
 
 
@@ -248,7 +265,7 @@ def _upf_files(source: Path) -> Iterator[tuple[str, bytes]]:
     try:
         with tarfile.open(source) as archive:
             yield from _members(archive, source)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         raise ValueError(f"{source} is not a readable tar archive ({error})") from error
 
 

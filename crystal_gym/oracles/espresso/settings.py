@@ -58,12 +58,12 @@ class PwSettings:
             object.__setattr__(self, name, tuple(int(n) for n in value))
         for name in ("ecutwfc_ry", "ecutrho_ry", "conv_thr_ry", "mixing_beta"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise _bad(name, value, "a number")
-            if not (math.isfinite(value) and value > 0):
+            if not (_is_number(value) and math.isfinite(value) and value > 0):
                 raise _bad(name, value, "a number above 0")
-        if self.smearing_ry is not None and not 0 < self.smearing_ry < 1:
-            raise _bad("smearing_ry", self.smearing_ry, "None, or a width such as 0.02")
+            object.__setattr__(self, name, float(value))  # 30 and 30.0 have one key
+        width = self.smearing_ry
+        if width is not None and not (_is_number(width) and 0 < width < 1):
+            raise _bad("smearing_ry", width, "None, or a width such as 0.02")
         if self.mixing_beta > 1:
             raise _bad("mixing_beta", self.mixing_beta, "0 to 1")
         if self.ecutrho_ry < 4 * self.ecutwfc_ry:
@@ -108,6 +108,10 @@ class PwSettings:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _bad(name: str, value: Any, expected: str) -> ValueError:
