@@ -267,7 +267,7 @@ def _data_list(options: argparse.Namespace) -> None:
     from crystal_gym.files import raw_data_dir
     from crystal_gym.sets import BUNDLED, load_skeletons
 
-    rows = [["what", "crystals", "episodes", "size", "where"]]
+    rows = [["what", "skeletons", "episodes", "size", "where"]]
     for name in BUNDLED:
         rows.append([name, f"{len(load_skeletons(name)):,}", "", "", "bundled"])
     for dataset_id, metadata in minari.list_local_datasets().items():
@@ -340,18 +340,21 @@ def _data_show(options: argparse.Namespace) -> None:
         )
     dataset = minari.load_dataset(options.dataset)
     data = read_trajectories(dataset, progress=True)
-    one_each = np.unique(data.skeleton, return_index=True)[1]
+    filled = np.column_stack([data.skeleton, data.total_energy_ry])
+    one_each = np.unique(filled, axis=0, return_index=True)[1]
+    skeletons = data.skeleton[one_each]
     rows = [["per crystal", "mean", "median", "min", "max"]]
     for name, values in (
-        ("sites", data.skeletons.n_sites),
-        ("directed edges", data.skeletons.n_edges),
+        ("sites", data.skeletons.n_sites[skeletons]),
+        ("directed edges", data.skeletons.n_edges[skeletons]),
         ("band gap (eV, DFT)", data.band_gap_ev[one_each]),
         ("formation energy (eV/atom, DFT)", data.formation_energy_ev_per_atom[one_each]),
     ):
         numbers = (values.mean(), np.median(values), values.min(), values.max())
         rows.append([name, *(f"{n:.2f}" for n in numbers)])
     print(
-        f"{options.dataset}: {len(one_each):,} crystals, {len(data):,} episodes, "
+        f"{options.dataset}: {len(one_each):,} crystals on {len(np.unique(skeletons)):,} "
+        f"skeletons, {len(data):,} episodes, "
         f"{len(data.actions):,} transitions\n"
     )
     print(markdown_table(rows))

@@ -9,6 +9,8 @@ import pytest
 
 from crystal_gym.datasets import build_mini
 
+pytest_plugins = ["espresso_fixtures"]
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -30,11 +32,24 @@ def test_the_readme_runs_from_top_to_bottom(with_mini):
     assert 0 <= names["action"] < 88
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
-def test_an_example_runs(path, with_mini, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [str(path), "2"])
-    runpy.run_path(str(path), run_name="__main__")
+def test_the_training_example_runs(with_mini, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_and_act.py", "2"])
+    runpy.run_path(str(ROOT / "examples" / "train_and_act.py"), run_name="__main__")
     assert capsys.readouterr().out.count("target") == 3
+
+
+@pytest.mark.dft
+def test_the_live_example_calculates_and_remembers(
+    pw, pseudopotentials, empty_cache, monkeypatch, capsys
+):
+    monkeypatch.setenv("CRYSTAL_GYM_PSEUDO", str(pseudopotentials.folder))
+    monkeypatch.setattr(sys, "argv", ["live_dft.py", "Mg", "S"])
+    for ending in ("64 bands\n", "(stored)\n"):
+        runpy.run_path(str(ROOT / "examples" / "live_dft.py"), run_name="__main__")
+        said = capsys.readouterr().out
+        assert said.startswith("MgS: ok, reward 9.9")
+        assert "band_gap_ev = 3.68" in said
+        assert said.endswith(ending)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)

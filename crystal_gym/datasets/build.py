@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crystal_gym.cdvae import CrystalRow, read_cdvae_csv
 from crystal_gym.datasets.labels import Label, has_label_table, read_labels
@@ -27,8 +26,8 @@ from crystal_gym.datasets.trajectories import (
     sample_uniform,
 )
 from crystal_gym.files import raw_data_dir
-from crystal_gym.oracles import PropertyTable, Status, load_table
-from crystal_gym.oracles.references import formation_energy
+from crystal_gym.oracles import Properties, PropertyTable, Status, load_table
+from crystal_gym.oracles.table import table_of_fillings
 from crystal_gym.sets import DATASETS, geometry_cache
 from crystal_gym.skeletons import Cell, SkeletonSet, build_skeletons, process_pool
 from crystal_gym.structures import cell_from_structure, parse_cif
@@ -306,32 +305,22 @@ def build_mini_set(labels: Path | str, folder: Path | str) -> PropertyTable:
     """Make the bundled set's ``skeletons.npz`` and ``table.npz`` from pw.x results.
 
     Args:
-        labels: ``mini_labels.json`` as ``scripts/label_mini.py`` writes it.
+        labels: ``mini_labels.json`` as ``scripts/make_mini.py`` writes it.
         folder: Where the two files go.
     """
-    entries = json.loads(Path(labels).read_text(encoding="utf-8"))["entries"]
+    content = json.loads(Path(labels).read_text(encoding="utf-8"))
+    entries = content["entries"]
     cells = [_mini_cell(entry) for entry in entries]
     skeletons, problems = build_skeletons(cells, workers=1)
     if problems:
         position, reason = next(iter(problems.items()))
         raise ValueError(f"{cells[position].name} has no usable graph: {reason}")
-    finished = [entry["status"] == "ok" for entry in entries]
-
-    def column(value: Callable[[dict[str, Any]], float]) -> NDArray[np.float64]:
-        known = zip(entries, finished, strict=True)
-        return np.array([value(entry) if ok else np.nan for entry, ok in known])
-
-    table = PropertyTable(
-        skeletons=skeletons,
-        skeleton=np.arange(len(cells)),
-        tokens=skeletons.reference,
-        total_energy_ry=column(lambda e: e["total_energy_ry"]),
-        formation_energy_ev_per_atom=column(
-            lambda e: formation_energy(e["total_energy_ry"], e["species"])
+    table = table_of_fillings(
+        skeletons,
+        (
+            (number, cell.reference, _mini_properties(entry, content["code"]))
+            for number, (cell, entry) in enumerate(zip(cells, entries, strict=True))
         ),
-        band_gap_ev=column(lambda e: e["band_gap_ev"]),
-        status=np.array([str(Status(entry["status"])) for entry in entries]),
-        provenance=np.array([_mini_provenance(entry) for entry in entries]),
     )
     skeletons.save(Path(folder) / "skeletons.npz")
     table.save(Path(folder) / "table.npz")
@@ -345,10 +334,15 @@ def _mini_cell(entry: dict[str, Any]) -> Cell:
     return cell_from_structure(structure, entry["name"])
 
 
-def _mini_provenance(entry: dict[str, Any]) -> str:
-    if entry["status"] != "ok":
-        return f"pw.x 6.7: {entry['reason']}"
-    return f"pw.x 6.7, 30/240 Ry, 3x3x3, nbnd {entry['nbnd']}; lattice: {entry['lattice_source']}"
+def _mini_properties(entry: dict[str, Any], code: str) -> Properties:
+    what = entry["reason"] or f"{code}, 30/240 Ry, 3x3x3, {entry['nbnd']} bands"
+    return Properties(
+        total_energy_ry=entry["total_energy_ry"],
+        formation_energy_ev_per_atom=entry["formation_energy_ev_per_atom"],
+        band_gap_ev=entry["band_gap_ev"],
+        status=Status(entry["status"]),
+        provenance=f"{what}; lattice: {entry['lattice_source']}",
+    )
 
 
 if __name__ == "__main__":  # python -m crystal_gym.datasets.build LABELS FOLDER
