@@ -20,6 +20,7 @@ from crystal_gym.datasets.minari_io import STORED_TARGET_EV, DatasetCard, write_
 from crystal_gym.datasets.relabel import terminal_rewards
 from crystal_gym.datasets.trajectories import (
     MAX_ORDERS,
+    Trajectories,
     joined,
     plan_trajectories,
     sample_boltzmann,
@@ -136,7 +137,8 @@ def build_mp20(
             folder, split, limit=limit, workers=workers, progress=progress
         )
         card = _CARDS[split] if limit is None else _limited(_CARDS[split], limit)
-        reports.append(_publish(card, table, problems, _ORDERS[split], progress))
+        trajectories = plan_trajectories(table, _ORDERS[split])
+        reports.append(_publish(card, table, trajectories, problems, progress))
     return reports
 
 
@@ -149,7 +151,8 @@ def _limited(card: DatasetCard, limit: int) -> DatasetCard:
 
 def build_mini(progress: bool = False) -> BuildReport:
     """Write ``crystal-mini-v0`` from the bundled set."""
-    return _publish(_CARDS["mini"], load_table("mini"), {}, MAX_ORDERS, progress)
+    table = load_table("mini")
+    return _publish(_CARDS["mini"], table, plan_trajectories(table), {}, progress)
 
 
 _EPISODES_PER_SKELETON = 200
@@ -183,21 +186,16 @@ def build_tabular(progress: bool = False, seed: int = 0) -> BuildReport:
             sample_boltzmann(table, rewards, _EPISODES_PER_SKELETON, _TEMPERATURE, seed + 1),
         ]
     )
-    path = write_dataset(_CARDS["tabular"], trajectories, table, progress=progress)
-    return BuildReport(
-        _CARDS["tabular"].dataset_id,
-        path,
-        len(table),
-        len(trajectories),
-        len(trajectories.actions),
-        {},
-    )
+    return _publish(_CARDS["tabular"], table, trajectories, {}, progress)
 
 
 def _publish(
-    card: DatasetCard, table: PropertyTable, problems: dict[str, str], orders: int, progress: bool
+    card: DatasetCard,
+    table: PropertyTable,
+    trajectories: Trajectories,
+    problems: dict[str, str],
+    progress: bool,
 ) -> BuildReport:
-    trajectories = plan_trajectories(table, orders)
     path = write_dataset(card, trajectories, table, progress=progress)
     return BuildReport(
         card.dataset_id,

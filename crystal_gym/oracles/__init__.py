@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from crystal_gym.lazy import lazy_names
 from crystal_gym.oracles.base import Filling, FillingOracle, Oracle, Properties, Status
 from crystal_gym.oracles.chain import ChainOracle
 from crystal_gym.oracles.table import PropertyTable, TableOracle, load_table
@@ -28,18 +29,13 @@ __all__ = [
     "load_table",
 ]
 
-_HOMES = {
-    "CachedOracle": "cache",
-    "ResultStore": "cache",
-    "EspressoOracle": "espresso",
-    "PwSettings": "espresso",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # ASE's input writer and database are needed by those who calculate, not by every environment.
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+# ASE's input writer and database are needed by those who calculate, not by every environment.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "CachedOracle": "cache",
+        "ResultStore": "cache",
+        "EspressoOracle": "espresso",
+        "PwSettings": "espresso",
+    },
+)

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["Cacheable", "CachedOracle", "ResultStore", "StoredResult", "default_database"]
 
 _LOCK_KEY = 5_427_016  # of the advisory lock under which PostgreSQL's tables are made
+_SAID_OF_A_SERVER = ("connection ", "could not connect", "server closed", "terminating")
 _MAX_KEYS = 200_000  # names of crystals kept in memory, 0.2 kB each
 
 
@@ -347,9 +348,10 @@ class ResultStore:
         except Exception as error:
             if type(error).__module__.split(".")[0] != "psycopg2":
                 raise
-            # What libpq says of an address that it does not understand may quote the password.
             said = str(error).strip().splitlines() or [type(error).__name__]
-            reason = "the address is not understood" if "dsn" in said[0] else said[0]
+            # Where no server was reached, libpq may quote a password that it took for a host.
+            reached = getattr(error, "pgcode", None) or said[0].startswith(_SAID_OF_A_SERVER)
+            reason = said[0] if reached else "it is not understood, or its host is not known"
             raise ConnectionError(
                 f"{where} cannot be used ({reason}): check address, user and password and that the "
                 "server runs; nothing is lost"

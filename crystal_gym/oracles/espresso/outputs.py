@@ -35,6 +35,7 @@ _MESSAGES: tuple[tuple[str, Status], ...] = (
     ("convergence NOT achieved", Status.NOT_CONVERGED),
     ("too few bands", Status.BANDS),
     ("more bands than PWs", Status.BANDS),
+    ("too many bands", Status.BANDS),
     ("overlap!", Status.GEOMETRY),
     ("error in DGETRF", Status.GEOMETRY),
     ("wrong number of atoms", Status.GEOMETRY),
@@ -134,14 +135,16 @@ def _judge(text: str, returncode: int | None, timed_out: bool) -> tuple[Status, 
     for message, status in _MESSAGES:
         if message in text:
             return status, _sentence(text, message)
-    signal = _signal(returncode)
-    if signal is not None:
-        return Status.MEMORY_OR_SIGNAL, f"pw.x was ended by signal {signal}"
     error = _ERROR.search(text)
     if error is not None:
         numerical = any(name in error.group(1) for name in _NUMERICAL)
         status = Status.NOT_CONVERGED if numerical else Status.CONFIGURATION
         return status, _sentence(text, error.group(2).strip())
+    if "MPI_ABORT was invoked" in text:  # whose status may look like a signal's
+        return Status.NOT_CONVERGED, "pw.x gave up without a word: its diagonalization broke down"
+    signal = _signal(returncode)
+    if signal is not None:
+        return Status.MEMORY_OR_SIGNAL, f"pw.x was ended by signal {signal}"
     if returncode:
         return Status.IO_OR_TRUNCATED, f"pw.x ended with status {returncode} and no message"
     energies = len(_ENERGY.findall(text))

@@ -265,6 +265,8 @@ def _upf_files(source: Path) -> Iterator[tuple[str, bytes]]:
     try:
         with tarfile.open(source) as archive:
             yield from _members(archive, source)
+            while archive.fileobj is not None and archive.fileobj.read(1 << 20):
+                pass  # compressed files have their checksum behind the last member
     except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         raise ValueError(f"{source} is not a readable tar archive ({error})") from error
 

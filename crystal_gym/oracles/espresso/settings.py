@@ -30,7 +30,7 @@ class PwSettings:
         k_offset: 0 or 1 (half a step) for each direction.
         n_bands: Bands per spin; None for the occupied ones and a fifth more, at least four more.
             At least that many are taken whatever the number says, so that there is an empty band,
-            and never more than there are plane waves.
+            and never more than 45% of the plane waves, with which pw.x would fail.
         magnetizations: Total magnetizations (Bohr magnetons per cell, odd) tried in turn for odd
             numbers of electrons; the lowest energy wins.
         smearing_ry: Width of cold smearing, for metals such as the elements behind reference
