@@ -45,8 +45,7 @@ LARGE = "F Na S Cl K Se Br Rb Sr Ag Cd In Sn Sb Te I Cs Ba Tl Pb".split()
 # Sites beyond two multiply the fillings: few elements, of different charges.
 FEW_SMALL = "Li Be C N O F Mg".split()
 FEW_LARGE = "Na Mg Zn S Cl Se Te".split()
-FOUR_SMALL = "Be Al N O".split()
-FOUR_LARGE = "Zn Ga S As".split()
+FOUR = "Be Al N O".split()
 
 
 class TabularSkeleton(NamedTuple):
@@ -101,8 +100,7 @@ SKELETONS = [
     TabularSkeleton("caesium-chloride", 4.0, LARGE),
     TabularSkeleton("fluorite", 4.9, FEW_SMALL),
     TabularSkeleton("fluorite", 6.2, FEW_LARGE),
-    TabularSkeleton("wurtzite", 2.9, FOUR_SMALL),
-    TabularSkeleton("wurtzite", 3.9, FOUR_LARGE),
+    TabularSkeleton("wurtzite", 2.9, FOUR),
 ]
 
 

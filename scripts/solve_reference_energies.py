@@ -25,12 +25,13 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crystal_gym.elements import ELEMENTS
+from crystal_gym.oracles.espresso.settings import PRESETS
 
 RY_IN_EV = 13.6057039763
 """The authors' conversion: with CODATA 2014's 13.605693009 the largest residual over the labels
@@ -147,6 +148,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
+def belongings(path: Path) -> dict[str, Any]:
+    """Return settings and pseudopotentials as the present file names them."""
+    present = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings = PRESETS["labels"].energy_key
+    return {"settings": settings, "pseudopotentials": present.get("pseudopotentials", {})}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Solve, write the JSON file and report how well equation (15) holds."""
     arguments = parse_arguments(argv)
@@ -166,6 +174,8 @@ def main(argv: list[str] | None = None) -> int:
             f"{exact_residual:.1e} eV/atom, {rounded_residual:.1e} eV/atom after rounding to "
             "1e-8 Ry. Computed by scripts/solve_reference_energies.py."
         ),
+        # What they belong to is found out by scripts/check_references.py, not by this equation.
+        **belongings(arguments.output),
         "energies": energies,
     }
     arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

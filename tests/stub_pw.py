@@ -95,7 +95,9 @@ class Stub:
     def set(self, **options):
         """Change how the next runs go: ``version``, ``seconds``, ``failures`` by element."""
         self.options |= options
-        (self.folder / "stub.json").write_text(json.dumps(self.options))
+        new = self.folder / "stub.json.new"
+        new.write_text(json.dumps(self.options))
+        new.replace(self.folder / "stub.json")  # whole, for a run that begins now
 
     def _logged(self, word):
         lines = self.log.read_text().split("\n") if self.log.exists() else []

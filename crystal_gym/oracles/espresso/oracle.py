@@ -9,6 +9,7 @@ import shutil
 import socket
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -43,6 +44,9 @@ _INSTALL = (
 
 _LEAST_MEMORY_GB = 0.5
 """Below some 0.35 GB pw.x cannot even begin: OpenBLAS asks for its buffer again and again."""
+
+
+_NO_FORMATION_ENERGY = "; no formation energy: "
 
 
 class EspressoOracle:
@@ -137,21 +141,19 @@ class EspressoOracle:
             species: Element of every site.
         """
         energy = properties.total_energy_ry
-        if self.references is None or energy is None:
-            return replace(properties, formation_energy_ev_per_atom=None)
-        missing = self.references.missing({e: self._md5(e) for e in set(species)})
-        if missing:
-            note = (
-                f"no formation energy: there is no reference for {', '.join(missing)} with this "
-                "pseudopotential; run `crystal-gym label references`"
-            )
-            return replace(
-                properties,
-                formation_energy_ev_per_atom=None,
-                provenance=f"{properties.provenance}; {note}",
-            )
-        value = formation_energy(energy, species, self.references.energies_ry)
-        return replace(properties, formation_energy_ev_per_atom=value)
+        # What was noted when it was stored may have changed since.
+        provenance = properties.provenance.partition(_NO_FORMATION_ENERGY)[0]
+        value = None
+        if self.references is not None and energy is not None:
+            missing = self.references.missing({e: self._md5(e) for e in set(species)})
+            if missing:
+                provenance += (
+                    f"{_NO_FORMATION_ENERGY}there is no reference for {', '.join(missing)} with "
+                    "this pseudopotential; run `crystal-gym label references`"
+                )
+            else:
+                value = formation_energy(energy, species, self.references.energies_ry)
+        return replace(properties, formation_energy_ev_per_atom=value, provenance=provenance)
 
     # -- parts -----------------------------------------------------------------------------------
 
@@ -245,7 +247,9 @@ class EspressoOracle:
         if result.status is Status.OK or metal:
             shutil.rmtree(folder, ignore_errors=True)
         else:
-            details["folder"] = str(_keep(folder, self.scratch / "failed", structure.formula))
+            counts = Counter(symbols(structure))  # pymatgen's formula warns of noble gases
+            formula = "".join(f"{element}{n}" for element, n in counts.items())
+            details["folder"] = str(_keep(folder, self.scratch / "failed", formula))
         program = f"pw.x {result.version}" if result.version else Path(self.pw).name
         summary = f"{program}, {self.settings}"
         return Properties(
@@ -316,7 +320,7 @@ def _prepare_scratch(scratch: Path) -> None:
 
 def _keep(folder: Path, failed: Path, formula: str) -> Path:
     """Move the folder of a failed calculation to where it stays."""
-    target = failed / f"{formula.replace(' ', '')[:100]}-{folder.name.rsplit('-', 1)[1]}"
+    target = failed / f"{formula[:100]}-{folder.name.rsplit('-', 1)[1]}"
     try:
         failed.mkdir(parents=True, exist_ok=True)
         return folder.rename(target)

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 __all__ = ["PRESETS", "PwSettings", "make_settings"]
@@ -79,12 +80,12 @@ class PwSettings:
         if not self.magnetizations or any(m < 1 or m % 2 == 0 for m in self.magnetizations):
             raise _bad("magnetizations", self.magnetizations, "odd numbers above 0 such as (1, 3)")
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Content hash (16 hex digits) of everything."""
         return _digest(self._values())
 
-    @property
+    @cached_property
     def energy_key(self) -> str:
         """Content hash of what total energies depend on: not the number of bands.
 
