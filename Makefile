@@ -25,7 +25,7 @@ lint: $(VENV)/ready-dev
 	test -f build/typed/crystal_gym/data/tabular/table.npz
 	test ! -e build/typed/agents
 
-# The bundled set: pw.x results (scripts/label_mini.py) to skeletons and a property table.
+# The bundled set: pw.x results (scripts/make_mini.py) to skeletons and a property table.
 mini: $(VENV)/ready
 	$(BIN)/python -m crystal_gym.datasets.build crystal_gym/data/mini_labels.json crystal_gym/data/mini
 

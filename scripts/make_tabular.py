@@ -24,6 +24,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -154,7 +155,11 @@ def main(argv: list[str] | None = None) -> int:
     structures = [skeletons[pairs[i][0]].structure(pairs[i][1]) for i in order]
     results = label(structures, oracle, workers=options.workers, progress=True)
     if options.output:
-        found = {int(i): result for i, result in zip(order, results, strict=True)}
+        # Whether an answer was looked up or calculated just now depends on the run alone.
+        found = {
+            int(i): replace(result, provenance=result.provenance.removesuffix(" (stored)"))
+            for i, result in zip(order, results, strict=True)
+        }
         entries = [(*pairs[i], found[i]) for i in sorted(found)]
         skeletons.save(options.output / "skeletons.npz")
         table = table_of_fillings(skeletons, entries)

@@ -41,13 +41,13 @@ def test_version(capsys):
 def test_build_mini_makes_a_dataset_that_minari_lists(empty_minari, capsys):
     assert main(["data", "build", "mini"]) == 0
     assert "crystal-mini-v0" in minari.list_local_datasets()
-    assert "153 episodes, 500 transitions" in capsys.readouterr().out
+    assert "1,196 episodes, 4,867 transitions" in capsys.readouterr().out
 
 
 def test_show_prints_numbers_with_units(mini_dataset, capsys):
     assert main(["data", "show", mini_dataset]) == 0
     shown = capsys.readouterr().out
-    assert "55 crystals" in shown
+    assert "354 crystals" in shown
     assert "band gap (eV, DFT)" in shown
 
 
@@ -65,7 +65,7 @@ def test_minari_show_reads_our_dataset(mini_dataset):
         text=True,
         check=False,
     )
-    assert "153" in done.stdout, done.stderr
+    assert "1196" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -313,7 +313,7 @@ def test_what_is_no_structure_is_refused(thing):
 
 @pytest.mark.parametrize("thing", [7, None, ""])
 def test_what_is_no_set_is_refused(thing):
-    with pytest.raises(TypeError, match="is not understood: expected one of mini, mp20"):
+    with pytest.raises(TypeError, match="is not understood: expected one of mini, tabular, mp20"):
         load_skeletons(thing)
 
 

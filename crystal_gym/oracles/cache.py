@@ -430,8 +430,8 @@ def _read_row(row: Any) -> StoredResult | None:
             properties=Properties(**values),
             row_id=row.id,
         )
-    except Exception:  # noqa: BLE001 (others may have put there whatever ASE can encode)
-        return None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return None  # others may have put there whatever ASE can encode
 
 
 class CachedOracle:
