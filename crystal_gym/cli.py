@@ -187,7 +187,14 @@ def _add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="CSV",
         help="columns skeleton (name or number) and elements (one for each site, in its numbering)",
     )
-    command.add_argument("-o", "--output", type=Path, default=Path("labels.csv"), metavar="CSV")
+    command.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("labels.csv"),
+        metavar="CSV",
+        help="table of results (%(default)s); settings go beside it",
+    )
     command.add_argument(
         "--cache",
         metavar="DATABASE",
