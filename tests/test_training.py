@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 d3rlpy = pytest.importorskip("d3rlpy")
+torch = pytest.importorskip("torch")
 
 from crystal_gym.agents import (  # noqa: E402
     CrystalCQLConfig,
@@ -21,6 +22,15 @@ SETTINGS = {
     "learning_rate": 3e-3,
     "encoder_factory": MEGNetEncoderFactory(preset="paper"),
 }
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small networks gain nothing from more, and lose minutes where another program is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
