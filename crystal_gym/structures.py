@@ -17,7 +17,14 @@ from crystal_gym.skeletons import Cell
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-__all__ = ["MIN_DISTANCE", "cell_from_structure", "parse_cif", "read_structures", "to_structure"]
+__all__ = [
+    "MIN_DISTANCE",
+    "cell_from_structure",
+    "parse_cif",
+    "read_structures",
+    "site_symbols",
+    "to_structure",
+]
 
 MIN_DISTANCE = 0.5
 """Å. Closer sites overlap: the shortest bond of all, in H2, is 0.74 Å."""
@@ -106,6 +113,11 @@ def to_structure(structure: Any) -> Structure:
         f"a structure of type {type(structure).__name__} is not understood: expected a pymatgen "
         "Structure or ASE Atoms"
     )
+
+
+def site_symbols(structure: Structure) -> list[str]:
+    """Return the element of every site; oxidation states make no other crystal."""
+    return [getattr(site.specie, "symbol", str(site.specie)) for site in structure]
 
 
 def _token(species: Any, label: str) -> int:

@@ -36,7 +36,7 @@ from crystal_gym.elements import tokens_to_symbols
 from crystal_gym.files import cache_dir
 from crystal_gym.oracles.base import Filling, Properties, Status
 from crystal_gym.oracles.references import RY_TO_EV
-from crystal_gym.structures import to_structure
+from crystal_gym.structures import site_symbols, to_structure
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -385,7 +385,7 @@ def _write_row(
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     # Elements and places alone: charges and moments that a structure carries were not calculated.
     atoms = Atoms(
-        _species(structure),
+        site_symbols(structure),
         positions=structure.cart_coords,
         cell=structure.lattice.matrix,
         pbc=True,
@@ -501,7 +501,7 @@ class CachedOracle:
         """Return the stored answer that holds for a structure, None if it is to be calculated."""
         structure = to_structure(structure)
         crystal = self.crystal(structure)
-        return None if crystal is None else self._look_up(crystal, _species(structure))
+        return None if crystal is None else self._look_up(crystal, site_symbols(structure))
 
     def crystal(self, structure: Structure) -> str | None:
         """Return the name under which a structure is stored, None if it is no usable crystal."""
@@ -522,7 +522,7 @@ class CachedOracle:
         crystal = self.crystal(structure)
         if crystal is None or not _is_of_the_crystal(properties):
             return
-        fingerprint = self._fingerprint(_species(structure))
+        fingerprint = self._fingerprint(site_symbols(structure))
         self._refresh()
         if fingerprint is not None and self.store.get(crystal, fingerprint) is None:
             self.store.put(structure, crystal, fingerprint, properties)
@@ -542,11 +542,11 @@ class CachedOracle:
         crystal = self.crystal(structure)
         if crystal is None:  # the oracle says why, and there is nothing to keep
             return self.oracle.evaluate([structure])[0]
-        answer = self._look_up(crystal, _species(structure))
+        answer = self._look_up(crystal, site_symbols(structure))
         return answer or self._calculate(structure, crystal)
 
     def _calculate(self, structure: Structure, crystal: str) -> Properties:
-        species = _species(structure)
+        species = site_symbols(structure)
         self._fingerprints.pop(frozenset(species), None)  # a file may have changed meanwhile
         fingerprint = self._fingerprint(species)
         if fingerprint is None:
@@ -601,7 +601,3 @@ class CachedOracle:
 def _is_of_the_crystal(properties: Properties) -> bool:
     """Return whether a result says something of the crystal, not of the program or the table."""
     return properties.status not in (Status.CONFIGURATION, Status.UNKNOWN)
-
-
-def _species(structure: Structure) -> list[str]:
-    return [getattr(site.specie, "symbol", str(site.specie)) for site in structure]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from crystal_gym.oracles.base import Status
 from crystal_gym.oracles.espresso.pseudopotentials import Pseudopotential
 from crystal_gym.oracles.espresso.settings import PwSettings
-from crystal_gym.structures import MIN_DISTANCE
+from crystal_gym.structures import MIN_DISTANCE, site_symbols
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -37,7 +37,7 @@ def check_structure(
         return Status.GEOMETRY, f"the cell has {n_sites} sites: expected 1 to {MAX_SITES}"
     if not structure.is_ordered:
         return Status.GEOMETRY, "a site is partially occupied: expected one element per site"
-    elements = symbols(structure)
+    elements = site_symbols(structure)
     missing = sorted({s for s in elements if s not in pseudopotentials})
     if missing:
         return Status.UNSUPPORTED_ELEMENT, f"there is no pseudopotential for {', '.join(missing)}"
@@ -57,14 +57,9 @@ def check_structure(
     return None
 
 
-def symbols(structure: Structure) -> list[str]:
-    """Return the element of every site; oxidation states make no other crystal."""
-    return [getattr(site.specie, "symbol", str(site.specie)) for site in structure]
-
-
 def count_electrons(structure: Structure, pseudopotentials: Mapping[str, Pseudopotential]) -> int:
     """Return the valence electrons per cell."""
-    return round(sum(pseudopotentials[s].valence for s in symbols(structure)))
+    return round(sum(pseudopotentials[s].valence for s in site_symbols(structure)))
 
 
 def count_bands(
@@ -159,7 +154,7 @@ def pw_input(
     from ase.io.espresso import write_espresso_in
 
     atoms = Atoms(
-        symbols(structure),
+        site_symbols(structure),
         scaled_positions=structure.frac_coords,
         cell=structure.lattice.matrix,
         pbc=True,

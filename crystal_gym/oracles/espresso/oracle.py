@@ -23,13 +23,13 @@ from crystal_gym.oracles.espresso.inputs import (
     count_bands,
     count_electrons,
     pw_input,
-    symbols,
 )
 from crystal_gym.oracles.espresso.outputs import PwOutput, read_output, read_version
 from crystal_gym.oracles.espresso.process import run_session
 from crystal_gym.oracles.espresso.pseudopotentials import Pseudopotentials
 from crystal_gym.oracles.espresso.settings import PwSettings, make_settings
 from crystal_gym.oracles.references import ReferenceEnergies, find_references, formation_energy
+from crystal_gym.structures import site_symbols
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -200,7 +200,7 @@ class EspressoOracle:
         runs = [self._run(structure, electrons, m) for m in magnetizations]
         walls = [run.wall_s for run in runs if run.wall_s is not None]
         best = replace(_best(runs), wall_s=round(sum(walls), 3) if walls else None)
-        return self.derive(best, symbols(structure))
+        return self.derive(best, site_symbols(structure))
 
     def _run(self, structure: Structure, electrons: int, magnetization: int | None) -> Properties:
         lattice = structure.lattice.matrix
@@ -208,7 +208,7 @@ class EspressoOracle:
             n_bands = count_bands(self.settings, electrons, magnetization, lattice)
         except ValueError as error:
             return Properties(status=Status.BANDS, provenance=str(error))
-        elements = sorted(set(symbols(structure)))
+        elements = sorted(set(site_symbols(structure)))
         text = pw_input(
             structure,
             self.settings,
@@ -247,7 +247,7 @@ class EspressoOracle:
         if result.status is Status.OK or metal:
             shutil.rmtree(folder, ignore_errors=True)
         else:
-            counts = Counter(symbols(structure))  # pymatgen's formula warns of noble gases
+            counts = Counter(site_symbols(structure))  # pymatgen's formula warns of noble gases
             formula = "".join(f"{element}{n}" for element, n in counts.items())
             details["folder"] = str(_keep(folder, self.scratch / "failed", formula))
         program = f"pw.x {result.version}" if result.version else Path(self.pw).name
