@@ -18,7 +18,9 @@ __all__ = [
     "ELEMENTS",
     "ELEMENT_CLASS",
     "EMPTY",
+    "GROUP",
     "N_ELEMENTS",
+    "PERIOD",
     "element_mask",
     "formula_counts",
     "reduced_formula",
@@ -45,6 +47,25 @@ ATOMIC_NUMBERS: NDArray[np.int64] = np.array(
     [z for z, s in enumerate(_PERIODIC, start=1) if s not in _ABSENT]
 )
 """Atomic number of every action, shape ``(88,)``."""
+
+_NOBLE = np.array([0, 2, 10, 18, 36, 54, 86])
+"""Atomic numbers that end the periods, and 0."""
+
+PERIOD: NDArray[np.int64] = np.searchsorted(_NOBLE, ATOMIC_NUMBERS)
+"""Period of every action in the periodic table, 1 to 7, shape ``(88,)``."""
+
+
+def _group(z: int, period: int) -> int:
+    place, length = z - int(_NOBLE[period - 1]), (2, 8, 8, 18, 18, 32, 32)[period - 1]
+    if place <= (1 if period == 1 else 2):
+        return place
+    return max(3, place + 18 - length)
+
+
+GROUP: NDArray[np.int64] = np.array(
+    [_group(z, p) for z, p in zip(ATOMIC_NUMBERS.tolist(), PERIOD.tolist(), strict=True)]
+)
+"""Group of every action, 1 to 18, shape ``(88,)``; lanthanides and actinides are in group 3."""
 
 _TOKEN = {symbol: action + 1 for action, symbol in enumerate(ELEMENTS)}
 
