@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,16 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-__all__ = ["attention_pool", "edge_mlp", "mlp", "segment_sum", "softplus2", "spread"]
+__all__ = [
+    "Bags",
+    "attention_pool",
+    "bag_sum",
+    "edge_mlp",
+    "mlp",
+    "segment_sum",
+    "softplus2",
+    "spread",
+]
 
 _LOG2_E = math.log2(math.e)
 _LN_2 = math.log(2.0)
@@ -146,9 +155,7 @@ class _MLP(Function):
                     torch.mm(g, weights[0], out=grad_x[rows])
         grad_ends = None
         if grad_first is not None:
-            grad_ends = F.embedding_bag(
-                incident, grad_first, incident_start, mode="sum", include_last_offset=True
-            )
+            grad_ends = Bags(incident, incident_start).sums(grad_first)
         parameters = [g for pair in zip(grad_weights, grad_biases, strict=True) for g in pair]
         return None, grad_x, grad_ends, None, None, None, *parameters
 
@@ -171,22 +178,61 @@ class _SegmentSum(Function):
 
 class _Spread(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, start: Tensor, number: Tensor) -> Tensor:
-        ctx.save_for_backward(start)
+    def forward(
+        ctx: Any, x: Tensor, start: Tensor, number: Tensor, members: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(start, members)
         return x.index_select(0, number)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (start,) = ctx.saved_tensors
-        return _weighted_sums(grad.contiguous(), start, None), None, None
+        start, members = ctx.saved_tensors
+        grad = grad.contiguous()
+        if members is None:
+            return _weighted_sums(grad, start, None), None, None, None
+        return Bags(members, start).sums(grad), None, None, None
+
+
+class Bags(NamedTuple):
+    """Sets of rows of a table.
+
+    Attributes:
+        rows: Members of all bags, int64 ``(M,)``.
+        start: First member of every bag, int64 ``(S + 1,)``.
+        weight: How often a member counts, float32 ``(M,)``; None for once.
+    """
+
+    rows: Tensor
+    start: Tensor
+    weight: Tensor | None = None
+
+    def sums(self, x: Tensor) -> Tensor:
+        """Return the weighted sums of rows of ``x``; an empty bag sums to 0."""
+        return F.embedding_bag(
+            self.rows,
+            x,
+            self.start,
+            mode="sum",
+            include_last_offset=True,
+            per_sample_weights=self.weight,
+        )
+
+
+class _BagSum(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bags: Bags, inverse: Bags) -> Tensor:
+        ctx.save_for_backward(*inverse)
+        return bags.sums(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return Bags(*ctx.saved_tensors).sums(grad.contiguous()), None, None
 
 
 def _weighted_sums(x: Tensor, start: Tensor, weight: Tensor | None) -> Tensor:
-    rows = torch.arange(len(x), device=x.device)
-    return F.embedding_bag(
-        rows, x, start, mode="sum", include_last_offset=True, per_sample_weights=weight
-    )
+    return Bags(torch.arange(len(x), device=x.device), start, weight).sums(x)
 
 
 class _AttentionPool(Function):
@@ -276,15 +322,27 @@ def segment_sum(x: Tensor, start: Tensor, number: Tensor, weight: Tensor | None 
     return _SegmentSum.apply(x, start, number, weight)
 
 
-def spread(x: Tensor, start: Tensor, number: Tensor) -> Tensor:
+def bag_sum(x: Tensor, bags: Bags, inverse: Bags) -> Tensor:
+    """Return the weighted sums of rows of ``x`` over bags.
+
+    Args:
+        x: ``(K, n)``.
+        bags: Rows of ``x`` in every bag.
+        inverse: Bags that hold every row of ``x``, with the same weights.
+    """
+    return _BagSum.apply(x, bags, inverse)
+
+
+def spread(x: Tensor, start: Tensor, number: Tensor, members: Tensor | None = None) -> Tensor:
     """Return ``x[number]``, one row of ``x`` for every entry of its segment.
 
     Args:
         x: ``(S, n)``.
         start: First entry of every segment, int64 ``(S + 1,)``.
         number: Segment of every entry, int64 ``(M,)``.
+        members: Entries sorted by segment, int64 ``(M,)``; None where they are.
     """
-    return _Spread.apply(x, start, number)
+    return _Spread.apply(x, start, number, members)
 
 
 def attention_pool(

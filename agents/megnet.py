@@ -9,14 +9,14 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.nn.aggr import Set2Set
 
 from crystal_gym.agents.batch import GraphBatch
-from crystal_gym.agents.kernels import attention_pool, edge_mlp, mlp, segment_sum, spread
+from crystal_gym.agents.kernels import attention_pool, edge_mlp, mlp
+from crystal_gym.agents.topology import Pairs, Topology
 from crystal_gym.elements import N_ELEMENTS
 
 __all__ = ["FOCUS_FORMS", "MEGNet"]
@@ -28,53 +28,6 @@ _WIDTH = 32
 _N_BLOCKS = 3
 _MAX_FOCUS_NUMBER = 20
 """Largest site number of the published network: MP-20 has at most 20 sites, and 20 is "none"."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Topology:
-    """What all blocks need to know of a batch beyond its own tables.
-
-    Attributes:
-        batch: The batch.
-        pairs: Rows of every edge in the projections ``[as sources, as targets]``, ``(E, 2)``.
-        incident: Edges of every such row, ``(2 * E,)``.
-        incident_start: First of them, ``(2 * N + 1,)``.
-        degree: Bonds of every node, at least 1, ``(N, 1)``.
-        n_bonds: Directed bonds of every crystal, at least 1, ``(B, 1)``.
-        n_nodes: Sites of every crystal, at least 1, ``(B, 1)``.
-    """
-
-    batch: GraphBatch
-    pairs: Tensor
-    incident: Tensor
-    incident_start: Tensor
-    degree: Tensor
-    n_bonds: Tensor
-    n_nodes: Tensor
-
-    @classmethod
-    def of(cls, batch: GraphBatch) -> _Topology:
-        n_nodes, n_edges = len(batch.element_token), len(batch.source)
-        edges = torch.arange(n_edges, device=batch.source.device)
-        weight = batch.edge_weight[:, None]
-        bonds = segment_sum(weight, batch.source_start, batch.source)
-        return cls(
-            batch,
-            torch.stack([batch.source, batch.target + n_nodes], 1),
-            torch.cat([edges, batch.by_target]),
-            torch.cat([batch.source_start, batch.target_start[1:] + n_edges]),
-            bonds.clamp(min=1.0),
-            segment_sum(bonds, batch.node_start, batch.node_graph).clamp(min=1.0),
-            batch.n_nodes[:, None].clamp(min=1),
-        )
-
-    def over_nodes(self, nodes: Tensor) -> Tensor:
-        """Return the sum over the sites of every crystal."""
-        return segment_sum(nodes, self.batch.node_start, self.batch.node_graph)
-
-    def at_nodes(self, graphs: Tensor) -> Tensor:
-        """Return every site's row of a feature of its crystal."""
-        return spread(graphs, self.batch.node_start, self.batch.node_graph)
 
 
 class _MLP(nn.Module):
@@ -98,7 +51,7 @@ class _EdgeMLP(_MLP):
         super().__init__(4 * _WIDTH, 64, 64, _WIDTH)
 
     def forward(  # type: ignore[override]
-        self, nodes: Tensor, edges: Tensor, state: Tensor, topology: _Topology
+        self, edges: Tensor, nodes: Tensor, state: Tensor, topology: Topology, pairs: Pairs
     ) -> Tensor:
         first, *others = self.linears()
         # Messages are averaged where edges begin, because edges are sorted by source: the network
@@ -111,9 +64,9 @@ class _EdgeMLP(_MLP):
         return edge_mlp(
             edges,
             ends,
-            topology.pairs,
-            topology.incident,
-            topology.incident_start,
+            pairs.ends,
+            pairs.incident,
+            pairs.incident_start,
             of_edge,
             first.bias,
             *(p for layer in others for p in (layer.weight, layer.bias)),
@@ -123,25 +76,33 @@ class _EdgeMLP(_MLP):
 class _Block(nn.Module):
     """One round of messages: edges, then nodes, then the state, each added to what it was."""
 
-    def __init__(self, first: bool) -> None:
+    def __init__(self, number: int) -> None:
         super().__init__()
+        self.number = number
         self.dense = nn.ModuleList(
-            [] if first else [_MLP(_WIDTH, 64, _WIDTH) for _ in ("edges", "nodes", "state")]
+            [] if number == 0 else [_MLP(_WIDTH, 64, _WIDTH) for _ in ("edges", "nodes", "state")]
         )
         self.update_edges = _EdgeMLP()
         self.update_nodes = _MLP(3 * _WIDTH, 64, 64, _WIDTH)
         self.update_state = _MLP(3 * _WIDTH, 64, 64, _WIDTH)
 
     def forward(
-        self, edges: Tensor, nodes: Tensor, state: Tensor, topology: _Topology
+        self, edges: Tensor, nodes: Tensor, state: Tensor, topology: Topology
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Map edges ``(E, 32)``, nodes ``(N, 32)``, state ``(B, 32)`` to the same shapes."""
+        """Map edges ``(E, 32)``, nodes ``(N, 32)``, state ``(B, 32)`` to the same shapes.
+
+        Edges of the first block, and those that enter the second, are one a class, ``(K, 32)``.
+        """
         before = edges, nodes, state
+        first = topology.first
         if self.dense:
             edges, nodes, state = (f(x) for f, x in zip(self.dense, before, strict=True))
-        batch = topology.batch
-        edges = self.update_edges(nodes, edges, state, topology)
-        sums = segment_sum(edges, batch.source_start, batch.source, batch.edge_weight)
+        if self.number == 1:
+            edges, before = first.to_all(edges), (first.to_all(before[0]), *before[1:])
+        is_first = self.number == 0
+        pairs = first.pairs if is_first else topology.pairs
+        edges = self.update_edges(edges, nodes, state, topology, pairs)
+        sums = topology.over_first_edges(edges) if is_first else topology.over_edges(edges)
         nodes = self.update_nodes(
             torch.cat([nodes, sums / topology.degree, topology.at_nodes(state)], 1)
         )
@@ -210,16 +171,23 @@ class MEGNet(nn.Module):
         self.encode_nodes = _MLP(16, 64, _WIDTH)
         self.encode_edges = _MLP(1, 64, _WIDTH)
         self.encode_state = _MLP(8 if focus == "node" else 16, 64, _WIDTH)
-        self.blocks = nn.ModuleList(_Block(first=i == 0) for i in range(_N_BLOCKS))
+        self.blocks = nn.ModuleList(_Block(i) for i in range(_N_BLOCKS))
         self.pool_nodes = _SortedSet2Set()
         self.pool_edges = _SortedSet2Set()
         self.readout = _MLP(5 * _WIDTH, _WIDTH, self.n_features)
 
     def forward(self, batch: GraphBatch) -> Tensor:
         """Return the features of every crystal, float32 ``(B, 16)``."""
-        topology = _Topology.of(batch)
-        nodes = self.encode_nodes(self._node_input(batch))
-        edges = self._encoded_edges(batch)
+        kinds = self._node_kinds()
+        kind = batch.element_token
+        if self.focus_vector is not None:
+            kind = kind + (N_ELEMENTS + 1) * batch.focus.long()
+        topology = Topology.of(batch, kind, len(kinds))
+        nodes = F.embedding(kind, self.encode_nodes(kinds))
+        # A bond and its reverse, and bonds that symmetry relates, have the same length: in MP-20
+        # six edges share one, and each length is encoded once.
+        lengths = self.encode_edges(torch.exp(-0.5 * batch.distinct_length.square())[:, None])
+        edges = lengths.index_select(0, topology.first.length_number)
         state = self.encode_state(self._state_input(batch))
         for block in self.blocks:
             edges, nodes, state = block(edges, nodes, state, topology)
@@ -230,17 +198,12 @@ class MEGNet(nn.Module):
         ]
         return self.readout(torch.cat(pooled, 1))
 
-    def _node_input(self, batch: GraphBatch) -> Tensor:
-        nodes = self.embed_element(batch.element_token)
-        if self.focus_vector is not None:
-            nodes = torch.addcmul(nodes, batch.focus[:, None], self.focus_vector)
-        return nodes
-
-    def _encoded_edges(self, batch: GraphBatch) -> Tensor:
-        # A bond and its reverse, and bonds that symmetry relates, have the same length: in MP-20
-        # six edges share one, and each length is encoded once.
-        length = self.encode_edges(torch.exp(-0.5 * batch.distinct_length.square())[:, None])
-        return length.index_select(0, batch.length_number)
+    def _node_kinds(self) -> Tensor:
+        """Return what nodes can be before any message: every element, then each with the focus."""
+        elements = self.embed_element.weight
+        if self.focus_vector is None:
+            return elements
+        return torch.cat([elements, elements + self.focus_vector])
 
     def _state_input(self, batch: GraphBatch) -> Tensor:
         state = [batch.lattice, batch.space_group[:, None], batch.target_gap[:, None]]
