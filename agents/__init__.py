@@ -5,19 +5,35 @@ with d3rlpy. It needs the extra ``crystal-gym[agents]``.
 """
 
 from crystal_gym.agents.batch import GraphBatch, rows_to_batch
+from crystal_gym.agents.cloning import CrystalBC, CrystalBCConfig
 from crystal_gym.agents.cql import CrystalCQL, CrystalCQLConfig
 from crystal_gym.agents.encoders import MEGNetEncoderFactory
 from crystal_gym.agents.megnet import MEGNet
-from crystal_gym.agents.policy import GreedyPolicy, load_saved_policy, save_policy
+from crystal_gym.agents.policy import (
+    GreedyPolicy,
+    load_policy,
+    load_saved_policy,
+    save_policy,
+)
+from crystal_gym.agents.schedules import WarmupCosineFactory
+from crystal_gym.agents.training import TrainConfig, train
+from crystal_gym.agents.transformer import SiteTransformer
 
 __all__ = [
+    "CrystalBC",
+    "CrystalBCConfig",
     "CrystalCQL",
     "CrystalCQLConfig",
     "GraphBatch",
     "GreedyPolicy",
     "MEGNet",
     "MEGNetEncoderFactory",
+    "SiteTransformer",
+    "TrainConfig",
+    "WarmupCosineFactory",
+    "load_policy",
     "load_saved_policy",
     "rows_to_batch",
     "save_policy",
+    "train",
 ]

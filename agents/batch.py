@@ -19,7 +19,10 @@ from crystal_gym.envs.observations import COMPACT_HEADER, PACKED_HEADER, PackedL
 from crystal_gym.ragged import run_starts
 from crystal_gym.skeletons import SkeletonSet, registered_set
 
-__all__ = ["GraphBatch", "rows_to_batch"]
+__all__ = ["EVERY_SITE", "GraphBatch", "focus_every_site", "rows_to_batch"]
+
+EVERY_SITE = -1
+"""Focus of a row that stands for one row for each of its empty sites."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +89,11 @@ class GraphBatch:
         """Å, ``(E,)``."""
         return self.distinct_length[self.length_number]
 
+    @property
+    def empty_sites(self) -> Tensor:
+        """Numbers of the nodes without an element, ``(M,)``."""
+        return (self.element_token == 0).nonzero()[:, 0]
+
     def __len__(self) -> int:
         return len(self.space_group)
 
@@ -123,6 +131,14 @@ def rows_to_batch(rows: Tensor) -> GraphBatch:
     if bool(rows[~present].any()):
         raise ValueError("compact and packed rows are mixed in one batch: expected one kind")
     return _from_compact(rows, present, _table(table_id, rows.device))
+
+
+def focus_every_site(rows: Tensor) -> Tensor:
+    """Return rows ``(B, D)`` whose focus is :data:`EVERY_SITE`, for the encoders that take it."""
+    rows = rows.clone()
+    # Compact rows have a table's number, packed ones 0, and the focus in another column.
+    rows[:, 2 if float(rows[:, 0].max()) >= 1 else 3] = EVERY_SITE
+    return rows
 
 
 @dataclass(frozen=True, eq=False)

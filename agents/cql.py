@@ -26,6 +26,7 @@ from d3rlpy.torch_utility import TorchMiniBatch, soft_sync
 from torch import Tensor
 
 from crystal_gym.agents.encoders import MEGNetEncoderFactory
+from crystal_gym.agents.sites import site_values
 
 __all__ = ["CrystalCQL", "CrystalCQLConfig", "CrystalCQLImpl", "CrystalCQLLoss"]
 
@@ -43,7 +44,10 @@ class CrystalCQLConfig(LearnableConfig):
     Here :math:`\bar Q` is the target network, :math:`d` marks terminal steps, :math:`n` is the
     number of steps of a transition and :math:`w` the ``conservative_weight``. Unlike d3rlpy's
     ``DiscreteCQL`` the error is squared, the maximum is the target network's own, and the target
-    follows at every step; one forward pass of each network serves an update.
+    follows at every step; one forward pass of each network serves an update. Where the encoder
+    answers for every site at once (preset ``"default"``), half of the conservative term is over all
+    empty sites of a state, each of which is the next one in some order of filling
+    (:mod:`crystal_gym.agents.sites`).
 
     Args:
         batch_size: Transitions a step.
@@ -112,19 +116,20 @@ class CrystalCQLImpl(DQNImpl):
         # After the last step there is no state: a row of zeros is a graph without sites, which
         # costs nothing, and its value is discarded.
         observations = batch.next_observations * (1.0 - batch.terminals)
+        self._modules.targ_q_funcs.eval()  # no dropout in what is learned from
         with torch.no_grad():
             values = self._targ_q_func_forwarder.compute_expected_q(observations)
         return values.amax(1, keepdim=True)
 
     def compute_loss(self, batch: TorchMiniBatch, q_tpn: Tensor) -> CrystalCQLLoss:
         """Return the loss of Algorithm 1 from one forward pass."""
-        values = self._q_func_forwarder.compute_expected_q(batch.observations)
-        actions = batch.actions.long().view(-1, 1)
+        sites = site_values(self._modules.q_funcs[0], batch)
+        values, actions = sites.focus, batch.actions.long().view(-1, 1)
         taken = values.gather(1, actions)
         discount = torch.pow(self._gamma, batch.intervals)
         goal = batch.rewards + discount * (1.0 - batch.terminals) * q_tpn
         td_loss = 0.5 * (taken - goal).square().mean()
-        conservative_loss = (values.logsumexp(1, keepdim=True) - taken).mean()
+        conservative_loss = sites.cross_entropy(actions[:, 0])
         return CrystalCQLLoss(
             loss=td_loss + self._conservative_weight * conservative_loss,
             td_loss=td_loss,

@@ -15,17 +15,31 @@ from torch import Tensor, nn
 from crystal_gym.agents.batch import rows_to_batch
 from crystal_gym.agents.kernels import softplus2
 from crystal_gym.agents.megnet import FOCUS_FORMS, MEGNet
+from crystal_gym.agents.transformer import SiteTransformer
 
 __all__ = ["PRESETS", "MEGNetEncoder", "MEGNetEncoderFactory", "MEGNetEncoderWithAction"]
 
-PRESETS: dict[str, Callable[[str], MEGNet]] = {"paper": MEGNet}
+
+def _default(focus: str) -> SiteTransformer:
+    if focus != "node":
+        raise ValueError(
+            f"focus={focus!r} is not for preset='default', which reads its answer off the site in "
+            "focus: expected 'node'; the published form needs preset='paper'"
+        )
+    return SiteTransformer()
+
+
+PRESETS: dict[str, Callable[[str], MEGNet | SiteTransformer]] = {
+    "default": _default,
+    "paper": MEGNet,
+}
 """Networks by the name that :class:`MEGNetEncoderFactory` takes, each built from ``focus``."""
 
 
 class MEGNetEncoder(Encoder):
     """Compact or packed rows ``(B, D)`` to features ``(B, n_features)``."""
 
-    def __init__(self, network: MEGNet) -> None:
+    def __init__(self, network: MEGNet | SiteTransformer) -> None:
         super().__init__()
         self.network = network
 
@@ -37,7 +51,9 @@ class MEGNetEncoder(Encoder):
 class MEGNetEncoderWithAction(EncoderWithAction):
     """Rows ``(B, D)`` and actions to features ``(B, n_features)``, by one more layer."""
 
-    def __init__(self, network: MEGNet, action_size: int, discrete_action: bool) -> None:
+    def __init__(
+        self, network: MEGNet | SiteTransformer, action_size: int, discrete_action: bool
+    ) -> None:
         super().__init__()
         self.rows = MEGNetEncoder(network)
         self.join = nn.Linear(network.n_features + action_size, network.n_features)
@@ -52,15 +68,16 @@ class MEGNetEncoderWithAction(EncoderWithAction):
 
 @dataclass()
 class MEGNetEncoderFactory(EncoderFactory):
-    """Build MEGNet encoders for any d3rlpy algorithm on compact or packed rows.
+    """Build graph encoders for any d3rlpy algorithm on compact or packed rows.
 
     Args:
-        preset: Architecture; ``"paper"`` is the published network.
+        preset: Architecture; ``"default"`` is :class:`crystal_gym.agents.SiteTransformer`, the
+            stronger one, ``"paper"`` the published :class:`crystal_gym.agents.MEGNet`.
         focus: ``"node"`` marks the site to fill on its node, ``"index"`` gives its number to the
-            state as published (see :class:`crystal_gym.agents.MEGNet`).
+            state as published (see :class:`crystal_gym.agents.MEGNet`), for ``"paper"`` alone.
 
     Raises:
-        ValueError: If there is no such preset or form of focus.
+        ValueError: If there is no such preset or form of focus, or they do not go together.
 
     Example:
         >>> import d3rlpy
@@ -68,7 +85,7 @@ class MEGNetEncoderFactory(EncoderFactory):
         >>> algo = d3rlpy.algos.DiscreteBCConfig(encoder_factory=MEGNetEncoderFactory()).create()
     """
 
-    preset: str = "paper"
+    preset: str = "default"
     focus: str = "node"
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import pickle
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,10 +24,21 @@ from d3rlpy.torch_utility import unwrap_ddp_model
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+import crystal_gym
 from crystal_gym.elements import ELEMENTS, N_ELEMENTS
 from crystal_gym.files import atomic_path
 
-__all__ = ["GreedyPolicy", "load_saved_policy", "save_policy"]
+__all__ = [
+    "GreedyPolicy",
+    "acting_network",
+    "load_policy",
+    "load_saved_policy",
+    "load_weights",
+    "save_policy",
+]
+
+BUNDLED_POLICY = Path(crystal_gym.__file__).parent / "data" / "policy"
+"""Folder of the policy that comes with the package; its model card is beside it."""
 
 _FORMAT = 1
 _CONFIG, _WEIGHTS = "config.json", "weights.pt"
@@ -59,7 +70,7 @@ class GreedyPolicy:
         if isinstance(source, nn.Module):
             self._network: nn.Module = source
         else:
-            self._network = _network(_built(source))
+            self._network = acting_network(_built(source))
             self._scaler = source.config.observation_scaler
 
     @property
@@ -162,8 +173,8 @@ def _built(algorithm: Any) -> QLearningAlgoImplBase:
     return algorithm.impl
 
 
-def _network(impl: QLearningAlgoImplBase) -> nn.Module:
-    """Return the network whose highest output is the greedy action."""
+def acting_network(impl: QLearningAlgoImplBase) -> nn.Module:
+    """Return the network of a d3rlpy algorithm whose highest output is the greedy action."""
     names = {name for name in ("policy", "q_funcs", "imitator") if hasattr(impl.modules, name)}
     if len(names - {"policy"}) != 1:  # DiscreteBCQ chooses by two networks together
         raise TypeError(
@@ -190,7 +201,11 @@ def _as_values(network: nn.Module, x: Tensor) -> Tensor:
 
 
 def save_policy(
-    algo: _Algorithm, folder: Path | str, metadata: dict[str, Any] | None = None
+    algo: _Algorithm,
+    folder: Path | str,
+    metadata: dict[str, Any] | None = None,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the acting network of a trained algorithm to a folder, without pickles.
 
@@ -199,6 +214,7 @@ def save_policy(
         folder: Where to write ``config.json`` and ``weights.pt``; made if need be. Each file is
             replaced whole or not at all, and the configuration holds the weights' checksum.
         metadata: Anything JSON can hold: data, seeds, scores.
+        weights: State of the acting network to store instead of its own, such as an average.
 
     Raises:
         TypeError: If ``algo`` is no such algorithm or ``metadata`` does not fit into JSON.
@@ -222,7 +238,8 @@ def save_policy(
     }
     json.dumps(config)  # fail before anything is written
     folder = Path(folder)
-    weights = {k: v.detach().cpu() for k, v in _network(impl).state_dict().items()}
+    weights = acting_network(impl).state_dict() if weights is None else weights
+    weights = {k: v.detach().cpu() for k, v in weights.items()}
     with atomic_path(folder / _WEIGHTS) as path:
         torch.save(weights, path)
         config["weights_sha256"] = _sha256(path)
@@ -252,13 +269,50 @@ def load_saved_policy(folder: Path | str, device: str = "cpu") -> GreedyPolicy:
         )
     algorithm = _build(config, folder, device)
     try:
-        _network(algorithm.impl).load_state_dict(weights)
+        acting_network(algorithm.impl).load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(
             f"{folder / _WEIGHTS} does not fit the network in {_CONFIG}: expected the weights of "
             f"{config['type']!r}; save the policy again ({_one_line(error)})"
         ) from error
     return GreedyPolicy(algorithm, metadata=config["metadata"])
+
+
+def load_policy(path: Path | str | None = None, device: str = "cpu") -> GreedyPolicy:
+    """Return a trained policy, by default the one that comes with the package.
+
+    Args:
+        path: Folder of :func:`save_policy`, or of a training run.
+        device: ``"cpu"`` or ``"cuda:0"``.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged, of another version, or could run code.
+
+    Example:
+        >>> from crystal_gym.agents import load_policy
+        >>> policy = load_policy()  # doctest: +SKIP
+        >>> policy.predict(observations)  # doctest: +SKIP
+    """
+    folder = BUNDLED_POLICY if path is None else Path(path)
+    if (folder / "policy" / _CONFIG).exists():
+        folder = folder / "policy"
+    return load_saved_policy(folder, device)
+
+
+def load_weights(folder: Path | str) -> dict[str, Tensor]:
+    """Return the weights of a saved policy, to start training from.
+
+    Raises:
+        FileNotFoundError: If the folder or one of its files is missing.
+        ValueError: If a file is damaged, of another version, or could run code.
+    """
+    folder = Path(folder)
+    if (folder / "policy" / _CONFIG).exists():
+        folder = folder / "policy"
+    _require_folder(folder)
+    _read_config(folder / _CONFIG)
+    return _read_weights(folder / _WEIGHTS)
 
 
 def _require_folder(folder: Path) -> None:

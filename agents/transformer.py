@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crystal_gym.agents.batch import GraphBatch
+from crystal_gym.agents.batch import EVERY_SITE, GraphBatch
 from crystal_gym.elements import GROUP, N_ELEMENTS, PERIOD
 
 __all__ = ["SiteTransformer"]
@@ -150,21 +150,26 @@ class SiteTransformer(nn.Module):
     Sites enter by their element (or its absence) and the lengths of their bonds, the cell by its
     shape, volume per site, space group and target. No input says where a site stands in the list:
     renumbering the sites renumbers the features. Which site is in focus matters only when its
-    features are read out, so one pass serves every site that may be filled next
-    (:meth:`site_features`).
+    features are read out, so one pass serves every site that may be filled next.
 
     Args:
         width: Of a site's features.
         n_layers: Rounds of attention and messages.
         heads: Of attention.
         dropout: Share of every layer's change that is left out in training.
+
+    Attributes:
+        precision: Number format of the arithmetic in training; evaluation is in float32.
     """
+
+    every_site = True
 
     def __init__(
         self, width: int = 128, n_layers: int = 5, heads: int = 8, dropout: float = 0.1
     ) -> None:
         super().__init__()
         self.n_features = width
+        self.precision: torch.dtype = torch.float32
         self._heads = heads
         self.lengths = _Gaussians(*_LENGTHS)
         self.volumes = _Gaussians(*_VOLUMES)
@@ -195,20 +200,23 @@ class SiteTransformer(nn.Module):
     def forward(self, batch: GraphBatch) -> Tensor:
         """Return the features of the site in focus, ``(B, width)``.
 
-        After the last site, when no site is in focus, they are the cell's.
+        After the last site, when no site is in focus, they are the cell's. Where the focus is
+        :data:`crystal_gym.agents.batch.EVERY_SITE` in all rows, they are those of every empty
+        site, ``(M, width)``, in the order of ``batch.empty_sites``.
         """
-        sites, cells = self._encoded(batch)
-        n_nodes = batch.n_nodes
-        present = (batch.focus_site < n_nodes).unsqueeze(1)
-        place = batch.node_start[:-1] + batch.focus_site.clamp(min=0)
-        padded = torch.cat([sites, cells[:1]])  # for a last crystal without a site in focus
-        focus = padded.index_select(0, place.clamp(max=len(sites)))
-        return self.readout(torch.cat([torch.where(present, focus, cells), cells], 1))
-
-    def site_features(self, batch: GraphBatch) -> Tensor:
-        """Return the features each site would have in focus, ``(N, width)``."""
-        sites, cells = self._encoded(batch)
-        return self.readout(torch.cat([sites, cells.index_select(0, batch.node_graph)], 1))
+        halves = self.training and self.precision != torch.float32
+        with torch.autocast(batch.lattice.device.type, self.precision, enabled=halves):
+            sites, cells = self._encoded(batch)
+            if len(batch) and bool((batch.focus_site == EVERY_SITE).all()):
+                place = batch.empty_sites
+                focus, cells = sites[place], cells[batch.node_graph[place]]
+            else:
+                present = (batch.focus_site >= 0) & (batch.focus_site < batch.n_nodes)
+                # Where no site is in focus, any row will do: it is not used.
+                place = torch.where(present, batch.node_start[:-1] + batch.focus_site, 0)
+                anywhere = torch.cat([sites, cells[:1]])
+                focus = torch.where(present[:, None], anywhere[place], cells)
+            return self.readout(torch.cat([focus, cells], 1)).float()
 
     def _encoded(self, batch: GraphBatch) -> tuple[Tensor, Tensor]:
         """Return what the layers make of sites ``(N, width)`` and cells ``(B, width)``."""

@@ -19,6 +19,7 @@ _EXAMPLES = """examples:
   crystal-gym data fetch mp20                     download MP-20 and its DFT labels
   crystal-gym data build mp20 --from DIR          write the Minari datasets from files in DIR
   crystal-gym data show crystal-mp20-v0           numbers about a dataset
+  crystal-gym train c-cql -o runs/c-cql           train one policy for all target gaps
   crystal-gym doctor                              is pw.x there, and does it work
   crystal-gym data fetch sssp                     pseudopotentials for live calculations
   crystal-gym label my.cif -o labels.csv          calculate energies and gaps with pw.x
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_quickstart(commands)
     _add_data(commands)
+    _add_train(commands)
     _add_label(commands)
     _add_doctor(commands)
     return parser
@@ -159,6 +161,53 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     showing = actions.add_parser("show", help="numbers about a dataset")
     showing.add_argument("dataset", help="Minari id such as crystal-mp20-v0")
     showing.set_defaults(run=_data_show)
+
+
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "train",
+        help="train a policy on a dataset",
+        description="Trains a policy and writes a run folder: settings, log.csv, TensorBoard "
+        "events, a checkpoint and the best policy so far. Interrupted, the same command goes on "
+        "where it stopped. Settings come from --config and from the command line, which wins; "
+        "`python -c 'import crystal_gym.agents as a; help(a.TrainConfig)'` explains each.",
+        epilog=_TRAIN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "algorithm",
+        nargs="?",
+        help="bc, goal-bc, u-cql, c-cql, or d3rlpy's name of a discrete algorithm",
+    )
+    command.add_argument("-o", "--output", type=Path, required=True, help="the run's folder")
+    command.add_argument("--config", type=Path, metavar="TOML", help="file of settings")
+    command.add_argument(
+        "--target-gap", nargs="+", metavar="T", help="eV, uniform or hindsight; one drawn a sample"
+    )
+    for name, kind in _TRAIN_SETTINGS.items():
+        command.add_argument(
+            "--" + name.replace("_", "-"), type=kind, metavar=kind.__name__.upper()
+        )
+    command.add_argument("--threads", type=_count, help="of torch (default: all cores)")
+    command.set_defaults(run=_train)
+
+
+# The types of TrainConfig's fields; it is not imported for --help, which would load torch.
+_TRAIN_SETTINGS: dict[str, type] = {
+    **dict.fromkeys(("dataset", "validation", "preset", "focus", "site_order", "start_from"), str),
+    **dict.fromkeys(("steps", "batch_size", "warmup", "evaluate_every"), int),
+    **dict.fromkeys(("validation_crystals", "patience", "seed"), int),
+    **dict.fromkeys(("learning_rate", "weight_decay", "conservative_weight"), float),
+    **dict.fromkeys(("gamma", "averaging", "balance"), float),
+    **dict.fromkeys(("device", "precision"), str),
+}
+
+_TRAIN_EXAMPLES = """examples:
+  crystal-gym train bc --dataset crystal-mini-v0 --steps 1000 -o runs/mini
+  crystal-gym train c-cql --steps 20000 --seed 1 -o runs/c-cql-1
+  crystal-gym train discrete_bcq --preset paper -o runs/bcq
+  crystal-gym train --config settings.toml -o runs/mine
+"""
 
 
 def _add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -377,6 +426,48 @@ def _data_export(options: argparse.Namespace) -> None:
         print(export_table(store, options.table, options.preset))
     else:
         print(export_dataset(store, options.minari, options.preset, progress=True))
+
+
+def _train(options: argparse.Namespace) -> None:
+    from crystal_gym.quickstart import require_agents
+
+    require_agents()
+    import torch
+
+    from crystal_gym.agents.training import TrainConfig, train
+    from crystal_gym.evaluation import text_table
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    settings = _read_toml(options.config) if options.config is not None else {}
+    names = ("algorithm", *_TRAIN_SETTINGS)
+    settings |= {n: getattr(options, n) for n in names if getattr(options, n) is not None}
+    if options.target_gap is not None:
+        settings["target_gap"] = [_number_or_word(t) for t in options.target_gap]
+    config = TrainConfig.from_dict(settings)
+    scores = train(config, options.output)
+    print(
+        f"best policy in {options.output / 'policy'}; on validation crystals, per cent, filled "
+        f"greedily without a mask:\n\n{text_table({config.algorithm: scores})}"
+    )
+
+
+def _read_toml(path: Path) -> dict[str, object]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not TOML ({error}): expected lines of name = value") from error
+
+
+def _number_or_word(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _label(options: argparse.Namespace) -> None:

@@ -38,7 +38,7 @@ from crystal_gym.files import atomic_path, raw_data_dir
 from crystal_gym.oracles import Filling, PropertyTable, TableOracle, load_table
 from crystal_gym.validity import smact_valid
 
-__all__ = ["quickstart"]
+__all__ = ["quickstart", "require_agents"]
 
 _TARGETS_EV = (1.0, 3.0, 5.0)
 _BATCH = 128
@@ -79,7 +79,7 @@ def quickstart(
     started = time.monotonic()
     if not 0 < minutes < float("inf"):
         raise ValueError(f"minutes={minutes} is no training time: expected more than 0, such as 3")
-    _require_agents()
+    require_agents()
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)  # fail before the training, not after it
     data = _mp20_data(crystals) if _has_mp20() else _mini_data()
@@ -106,7 +106,8 @@ def quickstart(
     return text
 
 
-def _require_agents() -> None:
+def require_agents() -> None:
+    """Raise an ImportError that says what to install where the extra ``agents`` is missing."""
     try:
         # gym, which d3rlpy still imports beside gymnasium, prints a banner that means nothing here.
         with contextlib.redirect_stderr(io.StringIO()):
@@ -194,7 +195,7 @@ def _train(
     settings: dict[str, Any] = {
         "batch_size": _BATCH,
         "learning_rate": _LEARNING_RATE,
-        "encoder_factory": MEGNetEncoderFactory(),
+        "encoder_factory": MEGNetEncoderFactory("paper"),
     }
     if name == "c-CQL":
         algorithm = CrystalCQLConfig(conservative_weight=5.0, **settings).create(device="cpu")

@@ -159,7 +159,7 @@ def test_the_same_generator_draws_the_same_targets(target):
         ("three", "target_gap='three' is unknown: .* 'uniform', 'hindsight'"),
         ([1.0, -2.0], "target_gap=-2.0 eV is no band gap"),
         ([1.0, float("nan")], "target_gap=nan eV is no band gap"),
-        ([1.0, "3"], "target_gap='3' is not a number"),
+        ([1.0, "3"], "target_gap='3' is unknown"),
         ([1.0, True], "target_gap=True is not a number"),
         ([1.0, None], "target_gap"),
         ([], r"target_gap=\[\] is not usable"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,41 +24,30 @@ class TargetSampler:
     """Draws the target gap that a sampled episode is relabelled with.
 
     Args:
-        target_gap: A number (eV), a list of numbers (one drawn for each sample), ``"uniform"``
-            (0 to 6 eV), ``"hindsight"`` (the crystal's own gap), or None (unconditional).
+        target_gap: A number (eV), ``"uniform"`` (0 to 6 eV), ``"hindsight"`` (the crystal's own
+            gap), a list of these (one of them is drawn for each sample, so ``["hindsight",
+            "uniform"]`` mixes both half and half), or None (unconditional).
 
     Raises:
         ValueError: If a name is unknown, a list empty or a number no gap.
         TypeError: If it is none of these.
     """
 
-    def __init__(self, target_gap: float | Sequence[float] | str | None) -> None:
-        self.choices: Float | None = None
-        self.mode = "fixed"
-        if isinstance(target_gap, str):
-            if target_gap not in ("uniform", "hindsight"):
-                raise ValueError(
-                    f"target_gap={target_gap!r} is unknown: expected a number in eV, a list of "
-                    "numbers, 'uniform', 'hindsight' or None"
+    def __init__(self, target_gap: float | Sequence[float | str] | str | None) -> None:
+        self.conditional = target_gap is not None
+        if isinstance(target_gap, (Sequence, np.ndarray)) and not isinstance(target_gap, str):
+            self.choices = [_choice(t) for t in target_gap]
+            if not self.choices or None in self.choices:
+                raise TypeError(
+                    f"target_gap={target_gap!r} is not usable: expected a non-empty list of "
+                    "numbers in eV, 'uniform' and 'hindsight'; None stands alone"
                 )
-            self.mode = target_gap
-        elif target_gap is None:
-            self.mode = "none"
-        elif isinstance(target_gap, numbers.Real):
-            self.choices = np.array([check_target_gap(target_gap)])
-        elif isinstance(target_gap, (Sequence, np.ndarray)) and len(target_gap):
-            # float() only after the check: it would turn True into 1.0
-            self.choices = np.array([_number(t) for t in target_gap], np.float64)
         else:
-            raise TypeError(
-                f"target_gap={target_gap!r} is not usable: expected a number in eV, a non-empty "
-                "list of numbers, 'uniform', 'hindsight' or None"
-            )
+            self.choices = [_choice(target_gap)]
 
-    @property
-    def conditional(self) -> bool:
-        """Whether there is a target at all."""
-        return self.mode != "none"
+    def __repr__(self) -> str:
+        names = [c if c is None or isinstance(c, str) else f"{c:g} eV" for c in self.choices]
+        return f"TargetSampler({', '.join(map(str, names))})"
 
     def sample(self, band_gap_ev: Float, generator: np.random.Generator) -> Float | None:
         """Return one target (eV) for each crystal, ``(B,)``; None without a target.
@@ -68,25 +56,33 @@ class TargetSampler:
             band_gap_ev: The crystals' own gaps, ``(B,)``.
             generator: Source of randomness.
         """
-        if self.mode == "none":
+        if not self.conditional:
             return None
-        if self.mode == "hindsight":
-            return band_gap_ev
         size = len(band_gap_ev)
-        if self.mode == "uniform":
-            return generator.uniform(*UNIFORM_RANGE_EV, size)
-        assert self.choices is not None
-        if len(self.choices) == 1:
-            return np.full(size, self.choices[0])
-        return generator.choice(self.choices, size)
+        which = generator.integers(len(self.choices), size=size) if len(self.choices) > 1 else None
+        targets = np.empty(size)
+        for number, choice in enumerate(self.choices):
+            rows = slice(None) if which is None else which == number
+            if choice == "hindsight":
+                targets[rows] = band_gap_ev[rows]
+            elif choice == "uniform":
+                targets[rows] = generator.uniform(*UNIFORM_RANGE_EV, size)[rows]
+            else:
+                targets[rows] = choice
+        return targets
 
 
-def _number(value: Any) -> float:
-    plain = value.item() if isinstance(value, np.generic) else value
-    target = check_target_gap(plain)
-    if target is None:
-        raise TypeError("target_gap=None in a list: expected numbers in eV; None stands alone")
-    return target
+def _choice(value: Any) -> float | str | None:
+    """Return one checked entry of a list of targets."""
+    if isinstance(value, str):
+        if value not in ("uniform", "hindsight"):
+            raise ValueError(
+                f"target_gap={value!r} is unknown: expected a number in eV, 'uniform', "
+                "'hindsight', a list of these, or None"
+            )
+        return value
+    # Before float(), which would turn True into 1.0.
+    return check_target_gap(value.item() if isinstance(value, np.generic) else value)
 
 
 def terminal_rewards(

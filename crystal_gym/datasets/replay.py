@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,17 +21,21 @@ from crystal_gym.elements import N_ELEMENTS
 from crystal_gym.envs.observations import COMPACT_HEADER, compact_rows
 from crystal_gym.rewards import Reward
 
-__all__ = ["CrystalReplayBuffer", "load_d3rlpy"]
+__all__ = ["BALANCED_RANGE_EV", "CrystalMiniBatch", "CrystalReplayBuffer", "load_d3rlpy"]
+
+BALANCED_RANGE_EV = 0.5
+"""Width of the ranges of gaps that ``balance`` makes equal."""
 
 _TOKENS = len(COMPACT_HEADER)  # first token column of a compact row
 
 
 def load_d3rlpy(
     dataset: str | minari.MinariDataset | Trajectories,
-    target_gap: float | Sequence[float] | str | None = 3.0,
+    target_gap: float | Sequence[float | str] | str | None = 3.0,
     *,
     reward: str | Reward = "formation",
     failure_reward: float = 0.0,
+    balance: float = 0.0,
     seed: int = 0,
     progress: bool = False,
 ) -> CrystalReplayBuffer:
@@ -41,11 +46,14 @@ def load_d3rlpy(
 
     Args:
         dataset: Minari id such as ``"crystal-mp20-v0"``, a Minari dataset, or trajectories.
-        target_gap: eV; a number, a list of numbers (one drawn for each sample), ``"uniform"``
-            (0 to 6 eV), ``"hindsight"`` (the crystal's own gap), or None: no target in the state,
+        target_gap: eV; a number, ``"uniform"`` (0 to 6 eV), ``"hindsight"`` (the crystal's own
+            gap), a list of these (one drawn for each sample), or None: no target in the state,
             and only the energy in the reward.
         reward: A built-in reward's name or any callable, as in ``gym.make``.
         failure_reward: Reward where a property is unknown, as in ``gym.make``.
+        balance: 0 draws every transition alike; 1 draws every range of gaps alike (half an eV
+            each), so that the few crystals with a wide gap count as much as the many with a
+            narrow one; between them, a power of the weights.
         seed: Of the sampling.
         progress: Show a progress bar while reading.
 
@@ -66,8 +74,35 @@ def load_d3rlpy(
     if not isinstance(dataset, Trajectories):
         dataset = read_trajectories(dataset, progress=progress)
     return CrystalReplayBuffer(
-        dataset, sampler, reward=reward, failure_reward=failure_reward, seed=seed
+        dataset,
+        sampler,
+        reward=reward,
+        failure_reward=failure_reward,
+        balance=balance,
+        seed=seed,
     )
+
+
+@dataclass(frozen=True)
+class CrystalMiniBatch(TransitionMiniBatch):
+    """Transitions, and what their crystals will be.
+
+    Attributes:
+        finished: Tokens of the finished crystals, int8 ``(B, max_sites)``.
+    """
+
+    finished: NDArray[np.int8]
+
+
+def _cumulated_weights(trajectories: Trajectories, balance: float) -> NDArray[np.float64]:
+    """Return the cumulated probability of every transition, ``(T,)``."""
+    gap_range = np.floor(trajectories.band_gap_ev / BALANCED_RANGE_EV).clip(0).astype(np.int64)
+    gap_range = gap_range[trajectories.episode]
+    counts = np.bincount(gap_range)
+    # A range with a handful of crystals is not worth as much as one with a thousand.
+    counts = np.maximum(counts, 0.01 * counts.sum())
+    cumulated = np.cumsum(counts[gap_range] ** -balance)
+    return cumulated / cumulated[-1]
 
 
 class CrystalReplayBuffer(ReplayBuffer):
@@ -82,7 +117,11 @@ class CrystalReplayBuffer(ReplayBuffer):
         targets: Draws the targets.
         reward: As in ``gym.make``.
         failure_reward: As in ``gym.make``.
+        balance: As in :func:`load_d3rlpy`.
         seed: Of the sampling.
+
+    Attributes:
+        generator: Source of all draws; its state is part of a checkpoint.
     """
 
     def __init__(
@@ -92,13 +131,20 @@ class CrystalReplayBuffer(ReplayBuffer):
         *,
         reward: str | Reward = "formation",
         failure_reward: float = 0.0,
+        balance: float = 0.0,
         seed: int = 0,
     ) -> None:
+        if not 0.0 <= balance <= 1.0:
+            raise ValueError(
+                f"balance={balance} is out of range: expected 0 (all transitions alike) to 1 (all "
+                "ranges of gaps alike)"
+            )
         self.trajectories = trajectories
         self.targets = targets
         self._reward = reward
         self._failure_reward = failure_reward
-        self._generator = np.random.default_rng(seed)
+        self.generator = np.random.default_rng(seed)
+        self._cumulated = _cumulated_weights(trajectories, balance) if balance else None
         length = np.diff(trajectories.step_ptr)
         last = trajectories.step_ptr[1:] - 1
         self._terminal = np.zeros(len(trajectories.actions), dtype=bool)
@@ -118,11 +164,14 @@ class CrystalReplayBuffer(ReplayBuffer):
         )
 
     def __repr__(self) -> str:
-        return f"CrystalReplayBuffer({self.trajectories!r}, target {self.targets.mode})"
+        return f"CrystalReplayBuffer({self.trajectories!r}, {self.targets})"
 
-    def sample_transition_batch(self, batch_size: int) -> TransitionMiniBatch:
-        """Return a batch of transitions drawn uniformly, with replacement."""
-        index = self._generator.integers(len(self._terminal), size=batch_size)
+    def sample_transition_batch(self, batch_size: int) -> CrystalMiniBatch:
+        """Return a batch of transitions drawn at random, with replacement."""
+        if self._cumulated is None:
+            index = self.generator.integers(len(self._terminal), size=batch_size)
+        else:
+            index = np.searchsorted(self._cumulated, self.generator.random(batch_size), "right")
         return self.transitions(index, self._draw_targets(index))
 
     def sample_transition(self) -> Transition:
@@ -131,7 +180,7 @@ class CrystalReplayBuffer(ReplayBuffer):
 
     def transitions(
         self, index: NDArray[np.int64], target_gap: NDArray[np.float64] | None
-    ) -> TransitionMiniBatch:
+    ) -> CrystalMiniBatch:
         """Return the transitions of given numbers, relabelled for given targets.
 
         Args:
@@ -156,7 +205,7 @@ class CrystalReplayBuffer(ReplayBuffer):
             ends = data.episode[index[terminal]]
             target = None if target_gap is None else target_gap[terminal]
             rewards[terminal, 0] = self.episode_rewards(ends, target)
-        return TransitionMiniBatch(
+        return CrystalMiniBatch(
             observations=observations,
             actions=data.actions[index, None].astype(np.float32),
             rewards=rewards,
@@ -165,6 +214,7 @@ class CrystalReplayBuffer(ReplayBuffer):
             terminals=terminal[:, None].astype(np.float32),
             intervals=np.ones((len(index), 1), dtype=np.float32),
             transitions=_LazyTransitions(self, index, target_gap),
+            finished=data.finished[data.episode[index]],
         )
 
     def episode_rewards(
@@ -183,7 +233,7 @@ class CrystalReplayBuffer(ReplayBuffer):
 
     def _draw_targets(self, index: NDArray[np.int64]) -> NDArray[np.float64] | None:
         gaps = self.trajectories.band_gap_ev[self.trajectories.episode[index]]
-        return self.targets.sample(gaps, self._generator)
+        return self.targets.sample(gaps, self.generator)
 
     def episode(self, number: int) -> Episode:
         """Return one episode in d3rlpy's form, with one target drawn for all its steps."""

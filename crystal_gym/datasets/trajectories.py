@@ -7,7 +7,7 @@ between two entries of ``step_ptr``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from crystal_gym.skeletons import Skeleton, SkeletonSet
 __all__ = [
     "MAX_ORDERS",
     "Trajectories",
+    "in_source_order",
     "joined",
     "plan_trajectories",
     "sample_boltzmann",
@@ -75,11 +76,16 @@ class Trajectories:
         return (np.arange(len(self.actions)) - first).astype(np.int16)
 
     @cached_property
+    def finished(self) -> NDArray[np.int8]:
+        """Tokens of the finished crystals, int8 ``(K, max_sites)``, 0 beyond their sites."""
+        tokens = np.zeros((len(self), self.skeletons.max_sites), dtype=np.int8)
+        tokens[self.episode, self.traversal] = self.actions + 1
+        return tokens
+
+    @cached_property
     def tokens(self) -> NDArray[np.int8]:
         """Tokens before every transition, int8 ``(T, max_sites)``, 0 beyond a skeleton's sites."""
         total, width = len(self.actions), self.skeletons.max_sites
-        final = np.zeros((len(self), width), dtype=np.int8)
-        final[self.episode, self.traversal] = self.actions + 1
         filled_at = np.full((len(self), width), np.iinfo(np.int16).max, dtype=np.int16)
         filled_at[self.episode, self.traversal] = self.step
         tokens = np.zeros((total, width), dtype=np.int8)
@@ -87,7 +93,7 @@ class Trajectories:
             rows = slice(first, first + 65_536)
             episode = self.episode[rows]
             before = filled_at[episode] < self.step[rows, None]
-            tokens[rows] = np.where(before, final[episode], 0)
+            tokens[rows] = np.where(before, self.finished[episode], 0)
         return tokens
 
     def subset(self, episodes: NDArray[np.integer]) -> Trajectories:
@@ -110,6 +116,25 @@ class Trajectories:
         tokens = np.zeros(steps.stop - steps.start, dtype=np.int16)
         tokens[self.traversal[steps]] = self.actions[steps] + 1
         return tokens
+
+
+def in_source_order(trajectories: Trajectories) -> Trajectories:
+    """Return the same episodes with sites numbered as in the source files.
+
+    This numbering **leaks the elements** (:meth:`SkeletonSet.in_source_order`). Its only use is to
+    reproduce the published protocol.
+    """
+    skeletons = trajectories.skeletons
+    owner = np.repeat(np.arange(len(skeletons)), skeletons.n_sites)
+    order = np.lexsort([skeletons.source_rank, owner])
+    number = np.empty(len(owner), dtype=np.int64)
+    number[order] = np.arange(len(owner)) - skeletons.site_ptr[owner]
+    first = skeletons.site_ptr[trajectories.skeleton[trajectories.episode]]
+    return replace(
+        trajectories,
+        skeletons=skeletons.in_source_order(),
+        traversal=number[first + trajectories.traversal].astype(np.int16),
+    )
 
 
 def start_sites(skeleton: Skeleton, count: int) -> NDArray[np.int64]:

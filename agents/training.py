@@ -1,0 +1,485 @@
+"""Training runs: one frozen configuration, one folder that says everything needed to repeat it.
+
+A run's folder holds ``config.json`` (settings, versions, data), ``log.csv`` and ``tensorboard/``
+(losses and validation measures), ``checkpoint.pt`` (to go on from, bit for bit on a CPU) and
+``policy/`` (the best policy so far, :func:`crystal_gym.agents.load_saved_policy`).
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import dataclasses
+import json
+import math
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import d3rlpy
+import minari
+import numpy as np
+import torch
+from d3rlpy.base import LearnableConfig
+from d3rlpy.optimizers.optimizers import AdamWFactory
+from d3rlpy.serializable_config import CONFIG_STORAGE
+from torch import nn
+from tqdm import tqdm
+
+from crystal_gym.agents.cloning import CrystalBCConfig
+from crystal_gym.agents.cql import CrystalCQLConfig
+from crystal_gym.agents.encoders import MEGNetEncoderFactory
+from crystal_gym.agents.policy import GreedyPolicy, acting_network, load_weights, save_policy
+from crystal_gym.agents.schedules import WarmupCosineFactory
+from crystal_gym.datasets.minari_io import read_trajectories
+from crystal_gym.datasets.replay import CrystalReplayBuffer, load_d3rlpy
+from crystal_gym.datasets.trajectories import Trajectories, in_source_order
+from crystal_gym.evaluation import Scores, Task, rollout, score
+from crystal_gym.evaluation.metrics import compositions
+from crystal_gym.files import atomic_path
+
+__all__ = ["PRESETS", "TrainConfig", "train"]
+
+PRESETS: dict[str, tuple[type[LearnableConfig], tuple[str, ...] | None]] = {
+    "bc": (CrystalBCConfig, None),
+    "goal-bc": (CrystalBCConfig, ("hindsight",)),
+    "u-cql": (CrystalCQLConfig, None),
+    "c-cql": (CrystalCQLConfig, ("hindsight", "uniform")),
+}
+"""Algorithms by the name that a run takes, and the targets that their samples are given."""
+
+_LOG_EVERY = 50
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run.
+
+    Attributes:
+        algorithm: ``bc`` (cloning), ``goal-bc`` (cloning towards the crystal's own gap), ``u-cql``
+            (unconditional), ``c-cql`` (one policy for all targets), or d3rlpy's name of a discrete
+            algorithm, such as ``discrete_cql`` or ``dqn``.
+        dataset: Minari id.
+        validation: Minari id; by default the dataset's own ``-val`` split where it is built, else
+            every tenth skeleton is held out.
+        target_gap: Targets in eV, ``uniform`` or ``hindsight``, one of them drawn for each
+            sample; by default what the algorithm's name says.
+        balance: 0 draws all transitions alike, 1 all ranges of gaps.
+        preset: Network, ``default`` or ``paper``.
+        focus: How the network is told the next site: ``node``, or ``index`` as published.
+        site_order: ``canonical``, or ``source``: the order of the files, which leaks the elements
+            and is there to reproduce the published protocol.
+        steps: Gradient steps.
+        batch_size: Transitions a step.
+        learning_rate: At its highest, of AdamW; it falls along a cosine.
+        warmup: Steps in which it rises.
+        weight_decay: Of AdamW.
+        conservative_weight: Weight of CQL's conservative term.
+        gamma: Discount factor.
+        averaging: Share of the old value in the running average of the weights, which is what
+            acts; 0 for none.
+        start_from: Folder of a saved policy whose weights training starts from.
+        evaluate_every: Steps between two evaluations, each of which also writes a checkpoint.
+        validation_crystals: How many held-out crystals an evaluation fills.
+        patience: Evaluations without a better accuracy after which training stops; 0 for never.
+        seed: Of everything random.
+        device: ``auto``, ``cpu``, ``cuda:0``.
+        precision: ``auto`` (``bfloat16`` on CUDA), ``float32`` or ``bfloat16``, in training.
+    """
+
+    algorithm: str = "bc"
+    dataset: str = "crystal-mp20-v0"
+    validation: str | None = None
+    target_gap: tuple[float | str, ...] | None = None
+    balance: float = 0.0
+    preset: str = "default"
+    focus: str = "node"
+    site_order: str = "canonical"
+    steps: int = 10_000
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    weight_decay: float = 0.05
+    conservative_weight: float = 5.0
+    gamma: float = 0.99
+    averaging: float = 0.999
+    start_from: str | None = None
+    evaluate_every: int = 500
+    validation_crystals: int = 500
+    patience: int = 0
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "evaluate_every", "validation_crystals"):
+            _require(self, name, getattr(self, name) >= 1, "a whole number above 0")
+        for name in ("learning_rate",):
+            _require(self, name, 0 < getattr(self, name) < math.inf, "a number above 0")
+        _require(self, "averaging", 0 <= self.averaging < 1, "a share from 0 to below 1")
+        for name, choices in (
+            ("site_order", ("canonical", "source")),
+            ("precision", ("auto", "float32", "bfloat16")),
+        ):
+            _require(self, name, getattr(self, name) in choices, " or ".join(choices))
+        if self.algorithm not in PRESETS:
+            _d3rlpy_config(self.algorithm)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Return the settings that a TOML or JSON file holds.
+
+        Raises:
+            ValueError: If a name is unknown or a value is of the wrong kind.
+        """
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(
+                f"setting {unknown[0]!r} is unknown: expected some of {', '.join(known)}"
+            )
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        for name, value in values.items():
+            default = known[name].default
+            kinds = {float: (int, float), int: (int,), str: (str,)}.get(type(default))
+            if kinds and (not isinstance(value, kinds) or isinstance(value, bool)):
+                raise ValueError(
+                    f"{name}={value!r} is a {type(value).__name__}: expected a "
+                    f"{type(default).__name__}, such as {default!r}"
+                )
+        return cls(**values)
+
+
+def _require(config: TrainConfig, name: str, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}={getattr(config, name)!r} is not usable: expected {expected}")
+
+
+def _d3rlpy_config(name: str) -> type[LearnableConfig]:
+    types = CONFIG_STORAGE[LearnableConfig].config_list
+    if name not in types:
+        raise ValueError(
+            f"algorithm={name!r} is unknown: expected one of {', '.join(PRESETS)}, or d3rlpy's "
+            "name of a discrete algorithm, such as discrete_cql, discrete_bcq, dqn"
+        )
+    return types[name]
+
+
+def train(config: TrainConfig, folder: Path | str, *, progress: bool = True) -> Scores:
+    """Train a policy, or go on with a run that was interrupted.
+
+    Args:
+        config: Settings.
+        folder: The run's folder; one that holds a run of the same settings is continued.
+        progress: Show a progress bar on standard error.
+
+    Returns:
+        The best policy's measures on the validation crystals that evaluations use.
+
+    Raises:
+        ValueError: If the folder holds a run of other settings, or the loss is not finite.
+        MemoryError: If a batch does not fit into memory.
+    """
+    run = _Run(config, Path(folder))
+    run.resume()
+    try:
+        with tqdm(
+            total=config.steps, initial=run.step, disable=not progress, unit="step", smoothing=0.05
+        ) as bar:
+            for metrics in run.steps():
+                bar.update(run.step - bar.n)
+                bar.set_postfix(
+                    {k: f"{v:.3g}" for k, v in metrics.items()}
+                    | ({"val": f"{run.best.accuracy:.3f}"} if run.best else {}),
+                    refresh=False,
+                )
+    except RuntimeError as error:
+        if "alloc" not in str(error) and "out of memory" not in str(error):
+            raise
+        raise MemoryError(
+            f"a batch of {config.batch_size} does not fit: expected a smaller --batch-size; the "
+            f"state of step {run.saved_step} is kept in {folder}"
+        ) from error
+    except KeyboardInterrupt:
+        run.save()
+        raise
+    finally:
+        run.close()
+    assert run.best is not None
+    return run.best
+
+
+class _Run:
+    """The state of a run."""
+
+    def __init__(self, config: TrainConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self.device = _device(config.device)
+        self._claim()
+        d3rlpy.seed(config.seed)
+        training, validation = _data(config)
+        self.buffer = _buffer(config, training)
+        self.known = compositions(training.finished)
+        numbers = np.random.default_rng(0).permutation(len(validation))
+        held_out = validation.subset(np.sort(numbers[: config.validation_crystals]))
+        self.task = Task.of_trajectories(held_out)
+        self.targets = held_out.band_gap_ev if self.buffer.targets.conditional else None
+        self.algorithm = _algorithm(config, self.device)
+        self.algorithm.build_with_dataset(self.buffer)
+        self.network = acting_network(self.algorithm.impl)
+        if config.start_from is not None:
+            self.network.load_state_dict(load_weights(config.start_from))
+            modules = self.algorithm.impl.modules
+            if hasattr(modules, "targ_q_funcs"):
+                modules.targ_q_funcs.load_state_dict(modules.q_funcs.state_dict())
+        _set_precision(self.network, config.precision, self.device)
+        self.averaged = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self.step = self.saved_step = self.stale = 0
+        self.seconds = 0.0
+        self.best: Scores | None = None
+        self.log = _Log(folder)
+
+    def _claim(self) -> None:
+        """Write the settings, or check that they are those of the run that is here."""
+        path = self.folder / "config.json"
+        mine = json.loads(json.dumps(dataclasses.asdict(self.config)))
+        if path.exists():
+            theirs = json.loads(path.read_text(encoding="utf-8"))["settings"]
+            other = [k for k in mine if theirs.get(k) != mine[k]]
+            if other:
+                raise ValueError(
+                    f"{self.folder} holds a run with {other[0]}={theirs.get(other[0])!r}, this one "
+                    f"has {mine[other[0]]!r}: expected the same settings to go on with it; choose "
+                    "another folder"
+                )
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        packages = ("crystal-gym", "d3rlpy", "minari", "numpy", "torch", "torch-geometric")
+        text = {
+            "settings": mine,
+            "device": str(self.device),
+            "python": platform.python_version(),
+            "versions": {name: version(name) for name in packages},
+            "threads": torch.get_num_threads(),
+        }
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
+
+    def steps(self) -> Iterator[dict[str, float]]:
+        """Train to the end; give the mean metrics of every fifty steps."""
+        config, recent = self.config, []
+        begun = time.monotonic() - self.seconds
+        while self.step < config.steps:
+            batch = self.buffer.sample_transition_batch(config.batch_size)
+            metrics = self.algorithm.update(batch)
+            if not all(map(math.isfinite, metrics.values())):
+                raise ValueError(
+                    f"the loss is not finite at step {self.step} ({metrics}): expected a lower "
+                    f"--learning-rate than {config.learning_rate:g}; the state of step "
+                    f"{self.saved_step} is kept in {self.folder}"
+                )
+            self.step += 1
+            self._average()
+            recent.append(metrics)
+            evaluates = self.step % config.evaluate_every == 0 or self.step == config.steps
+            if self.step % _LOG_EVERY == 0 or evaluates:
+                self.seconds = time.monotonic() - begun
+                mean = {k: float(np.mean([m[k] for m in recent])) for k in metrics}
+                recent = []
+                scores = self._evaluate() if evaluates else None
+                self.seconds = time.monotonic() - begun
+                self.log.write(self.step, self.seconds, mean, scores)
+                yield mean
+                if evaluates:
+                    self.save()
+                if 0 < config.patience <= self.stale:
+                    return
+
+    def _average(self) -> None:
+        # In the beginning a long memory would remember the random start.
+        keep = min(self.config.averaging, self.step / (self.step + 9))
+        with torch.no_grad():
+            for old, new in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
+                old.lerp_(new, 1.0 - keep)
+
+    def _evaluate(self) -> Scores:
+        scaler = self.algorithm.config.observation_scaler
+        assert scaler is None
+        tokens = rollout(GreedyPolicy(self.averaged), self.task, self.targets)
+        scores = score(tokens, self.task, self.known)
+        if self.best is None or scores.accuracy > self.best.accuracy:
+            self.best, self.stale = scores, 0
+            metadata = {
+                "settings": dataclasses.asdict(self.config),
+                "step": self.step,
+                "seconds": round(self.seconds, 1),
+                "validation": dataclasses.asdict(scores),
+            }
+            save_policy(
+                self.algorithm, self.folder / "policy", metadata, weights=self.averaged.state_dict()
+            )
+        else:
+            self.stale += 1
+        return scores
+
+    def save(self) -> None:
+        """Write a checkpoint, whole or not at all."""
+        modules = _stateful(self.algorithm.impl.modules)
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "stale": self.stale,
+            "best": None if self.best is None else dataclasses.asdict(self.best),
+            "modules": {name: module.state_dict() for name, module in modules.items()},
+            "averaged": self.averaged.state_dict(),
+            "sampling": self.buffer.generator.bit_generator.state,
+            "torch": torch.get_rng_state(),
+        }
+        with atomic_path(self.folder / "checkpoint.pt") as path:
+            torch.save(state, path)
+        self.saved_step = self.step
+
+    def resume(self) -> None:
+        """Go on from the folder's checkpoint, if there is one."""
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            for name, module in _stateful(self.algorithm.impl.modules).items():
+                module.load_state_dict(state["modules"][name])
+            self.averaged.load_state_dict(state["averaged"])
+            self.buffer.generator.bit_generator.state = state["sampling"]
+            torch.set_rng_state(state["torch"].cpu())
+        except (RuntimeError, KeyError, EOFError, ValueError) as error:
+            raise ValueError(
+                f"{path} is damaged or from another version ({type(error).__name__}): expected a "
+                "checkpoint of this run; move it away to start again, policy/ is not touched"
+            ) from error
+        self.step = self.saved_step = state["step"]
+        self.seconds, self.stale = state["seconds"], state["stale"]
+        self.best = None if state["best"] is None else Scores(**state["best"])
+        self.algorithm._grad_step = self.step
+        self.log.cut(self.step)
+
+    def close(self) -> None:
+        """Finish the logs."""
+        self.log.close()
+
+
+class _Log:
+    """``log.csv`` and TensorBoard's events."""
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._path = folder / "log.csv"
+        self._board = SummaryWriter(str(folder / "tensorboard"), max_queue=1000)
+
+    def write(
+        self, step: int, seconds: float, metrics: Mapping[str, float], scores: Scores | None
+    ) -> None:
+        """Add a row; the validation columns are empty where nothing was evaluated."""
+        judged = {f"val_{f.name}": "" for f in dataclasses.fields(Scores)}
+        for name, value in metrics.items():
+            self._board.add_scalar(f"train/{name}", value, step)
+        if scores is not None:
+            for name, value in dataclasses.asdict(scores).items():
+                judged[f"val_{name}"] = f"{value:.5f}"
+                self._board.add_scalar(f"validation/{name}", value, step)
+        row = {"step": str(step), "seconds": f"{seconds:.1f}"}
+        row |= {name: f"{value:.6g}" for name, value in metrics.items()} | judged
+        new = not self._path.exists()
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def cut(self, step: int) -> None:
+        """Drop rows after a step: they are written again."""
+        if not self._path.exists():
+            return
+        with self._path.open(newline="", encoding="utf-8") as file:
+            header, *rows = list(csv.reader(file))
+        with atomic_path(self._path) as path, path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *(r for r in rows if int(r[0]) <= step)])
+
+    def close(self) -> None:
+        """Write what is queued."""
+        self._board.close()
+
+
+def _data(config: TrainConfig) -> tuple[Trajectories, Trajectories]:
+    """Return the episodes that are learned from and those that judge."""
+    local = minari.list_local_datasets()
+    name, _, number = config.dataset.rpartition("-")
+    validation = config.validation
+    if validation is None and f"{name}-val-{number}" in local:
+        validation = f"{name}-val-{number}"
+    parts = [load_d3rlpy(config.dataset).trajectories]
+    if validation is not None:
+        if validation not in local:
+            raise ValueError(
+                f"validation={validation!r} is not on this machine: expected a Minari dataset; "
+                "`crystal-gym data list` shows them"
+            )
+        parts.append(read_trajectories(minari.load_dataset(validation)))
+    else:
+        held_out = parts[0].skeleton % 10 == 9
+        parts = [parts[0].subset(np.flatnonzero(p)) for p in (~held_out, held_out)]
+    if config.site_order == "source":
+        parts = list(map(in_source_order, parts))
+    return parts[0], parts[1]
+
+
+def _buffer(config: TrainConfig, training: Trajectories) -> CrystalReplayBuffer:
+    targets = config.target_gap
+    if targets is None and config.algorithm in PRESETS:
+        targets = PRESETS[config.algorithm][1]
+    return load_d3rlpy(training, targets, balance=config.balance, seed=config.seed)
+
+
+def _algorithm(config: TrainConfig, device: str) -> Any:
+    kind = PRESETS.get(config.algorithm, (None,))[0] or _d3rlpy_config(config.algorithm)
+    optimizer = AdamWFactory(
+        weight_decay=config.weight_decay,
+        clip_grad_norm=1.0,
+        lr_scheduler_factory=WarmupCosineFactory(config.warmup, config.steps),
+    )
+    wanted = {
+        "batch_size": config.batch_size,
+        "learning_rate": config.learning_rate,
+        "gamma": config.gamma,
+        "conservative_weight": config.conservative_weight,
+        "encoder_factory": MEGNetEncoderFactory(config.preset, config.focus),
+        "optim_factory": optimizer,
+    }
+    known = {f.name for f in dataclasses.fields(kind)}
+    return kind(**{k: v for k, v in wanted.items() if k in known}).create(device=device)
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={name!r} is not here: torch sees no GPU; expected cpu or auto")
+    return name
+
+
+def _set_precision(network: nn.Module, precision: str, device: str) -> None:
+    if precision == "auto":
+        precision = "bfloat16" if device.startswith("cuda") else "float32"
+    for module in network.modules():
+        if hasattr(module, "precision"):
+            module.precision = getattr(torch, precision)
+
+
+def _stateful(modules: Any) -> dict[str, Any]:
+    """Return the networks and optimizers of an algorithm by name."""
+    found = {f.name: getattr(modules, f.name) for f in dataclasses.fields(modules)}
+    return {name: value for name, value in found.items() if hasattr(value, "state_dict")}
