@@ -7,12 +7,16 @@ A run's folder holds ``config.json`` (settings, versions, data), ``log.csv`` and
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import dataclasses
 import json
 import math
+import pickle
 import platform
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -53,6 +57,7 @@ PRESETS: dict[str, tuple[type[LearnableConfig], tuple[str, ...] | None]] = {
 """Algorithms by the name that a run takes, and the targets that their samples are given."""
 
 _LOG_EVERY = 50
+_UNREADABLE = (RuntimeError, KeyError, EOFError, ValueError, OSError, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True)
@@ -187,10 +192,17 @@ def train(config: TrainConfig, folder: Path | str, *, progress: bool = True) -> 
     run = _Run(config, Path(folder))
     run.resume()
     try:
-        with tqdm(
-            total=config.steps, initial=run.step, disable=not progress, unit="step", smoothing=0.05
-        ) as bar:
-            for metrics in run.steps():
+        with (
+            _interrupts_after_a_step() as interrupted,
+            tqdm(
+                total=config.steps,
+                initial=run.step,
+                disable=not progress,
+                unit="step",
+                smoothing=0.05,
+            ) as bar,
+        ):
+            for metrics in run.steps(interrupted):
                 bar.update(run.step - bar.n)
                 bar.set_postfix(
                     {k: f"{v:.3g}" for k, v in metrics.items()}
@@ -204,13 +216,24 @@ def train(config: TrainConfig, folder: Path | str, *, progress: bool = True) -> 
             f"a batch of {config.batch_size} does not fit: expected a smaller --batch-size; the "
             f"state of step {run.saved_step} is kept in {folder}"
         ) from error
-    except KeyboardInterrupt:
-        run.save()
-        raise
     finally:
         run.close()
     assert run.best is not None
     return run.best
+
+
+@contextlib.contextmanager
+def _interrupts_after_a_step() -> Iterator[threading.Event]:
+    """Turn Ctrl-C into an event: in the middle of a step there is no state worth keeping."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # signals do not arrive here
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Run:
@@ -269,7 +292,7 @@ class _Run:
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
 
-    def steps(self) -> Iterator[dict[str, float]]:
+    def steps(self, interrupted: threading.Event) -> Iterator[dict[str, float]]:
         """Train to the end; give the mean metrics of every fifty steps."""
         config, recent = self.config, []
         begun = time.monotonic() - self.seconds
@@ -285,6 +308,9 @@ class _Run:
             self.step += 1
             self._average()
             recent.append(metrics)
+            if interrupted.is_set():
+                self.save()
+                raise KeyboardInterrupt
             evaluates = self.step % config.evaluate_every == 0 or self.step == config.steps
             if self.step % _LOG_EVERY == 0 or evaluates:
                 self.seconds = time.monotonic() - begun
@@ -355,7 +381,7 @@ class _Run:
             self.averaged.load_state_dict(state["averaged"])
             self.buffer.generator.bit_generator.state = state["sampling"]
             torch.set_rng_state(state["torch"].cpu())
-        except (RuntimeError, KeyError, EOFError, ValueError) as error:
+        except _UNREADABLE as error:
             raise ValueError(
                 f"{path} is damaged or from another version ({type(error).__name__}): expected a "
                 "checkpoint of this run; move it away to start again, policy/ is not touched"
