@@ -9,6 +9,7 @@ from crystal_gym.agents.cql import CrystalCQL, CrystalCQLConfig
 from crystal_gym.agents.encoders import MEGNetEncoderFactory
 from crystal_gym.agents.megnet import MEGNet
 from crystal_gym.agents.policy import GreedyPolicy, load_saved_policy, save_policy
+from crystal_gym.agents.transformer_policy import TransformerPolicy
 
 __all__ = [
     "CrystalCQL",
@@ -17,6 +18,7 @@ __all__ = [
     "GreedyPolicy",
     "MEGNet",
     "MEGNetEncoderFactory",
+    "TransformerPolicy",
     "load_saved_policy",
     "rows_to_batch",
     "save_policy",
