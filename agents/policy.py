@@ -159,7 +159,7 @@ def save_policy(
         "type": algo.config.get_type(),
         "observation_width": impl.observation_shape[0],
         "elements": " ".join(ELEMENTS),
-        "algorithm": shape.serialize_to_dict(),
+        "algorithm": json.loads(shape.serialize()),  # a dictionary may hold enums, JSON does not
         "versions": {
             "d3rlpy": d3rlpy.__version__,
             "python": platform.python_version(),

@@ -25,7 +25,7 @@ from crystal_gym.agents import (  # noqa: E402
     save_policy,
 )
 from crystal_gym.datasets import load_d3rlpy  # noqa: E402
-from crystal_gym.element_embedding import embed  # noqa: E402
+from crystal_gym.element_embedding import decode, embed  # noqa: E402
 from crystal_gym.elements import ELEMENTS, element_mask  # noqa: E402
 from crystal_gym.envs import EmbeddedActions  # noqa: E402
 from crystal_gym.evaluation import Task, rollout  # noqa: E402
@@ -49,7 +49,7 @@ SMALL = {
     "num_heads": 1,
     "num_layers": 1,
     "update_actor_interval": 1,
-    "warmup_steps": 0,  # BEAR trains its actor only afterwards
+    "warmup_steps": 1,  # of two: BEAR and PLAS train one part before the other
 }
 """Settings that make a step quick, and let every network take part in it."""
 
@@ -122,7 +122,11 @@ def fill(environment, choose, skeleton="perovskite"):
 
 
 def test_these_are_all_trainable_algorithms_of_d3rlpy():
-    found = {name.removesuffix("Config") for name in dir(algos) if name.endswith("Config")}
+    found = {
+        name.removesuffix("Config")
+        for name, value in vars(algos).items()
+        if name.endswith("Config") and isinstance(value, type)
+    }
     others = {"RandomPolicy", "DiscreteRandomPolicy", "Transformer"}  # nothing to train
     # Gato needs data of another form, tokens of many tasks.
     assert {n for n in found if "Gato" not in n} - others == {*DISCRETE, *CONTINUOUS}
@@ -144,7 +148,10 @@ def test_an_algorithm_trains_and_fills_a_crystal_with_allowed_elements(
     )
     after = parameters(algorithm)
     assert all(bool(value.isfinite().all()) for value in after.values())
-    for network in {key.split(".")[0] for key in before if not key.startswith("targ_")}:
+    networks = {key.split(".")[0] for key in before if not key.startswith("targ_")}
+    if name == "AWAC":
+        networks.remove("log_temp")  # SAC's temperature, which AWAC holds and never uses
+    for network in networks:
         own = [key for key in before if key.split(".")[0] == network]
         assert any(bool((after[key] != before[key]).any()) for key in own), network
     policy = policy_of(algorithm)
@@ -210,8 +217,6 @@ def test_an_action_scaler_is_undone_before_decoding(trajectories):
     rows = rows_of(trajectories)
     points = scaled.predict(rows)
     assert np.abs(points).max() <= 0.3
-    from crystal_gym.element_embedding import decode
-
     np.testing.assert_array_equal(GreedyPolicy(scaled).predict(rows), decode(points))
 
 
@@ -337,8 +342,6 @@ def test_each_kind_of_algorithm_has_its_policy(trajectories):
 
 
 # -- files --------------------------------------------------------------------------------------
-
-SAMPLING = {"BCQ", "BEAR", "CRR"}
 
 
 @pytest.mark.parametrize(
