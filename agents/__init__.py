@@ -18,6 +18,7 @@ from crystal_gym.agents.policy import (
 from crystal_gym.agents.schedules import WarmupCosineFactory
 from crystal_gym.agents.training import TrainConfig, train
 from crystal_gym.agents.transformer import SiteTransformer
+from crystal_gym.agents.transformer_policy import TransformerPolicy
 
 __all__ = [
     "CrystalBC",
@@ -30,6 +31,7 @@ __all__ = [
     "MEGNetEncoderFactory",
     "SiteTransformer",
     "TrainConfig",
+    "TransformerPolicy",
     "WarmupCosineFactory",
     "load_policy",
     "load_saved_policy",

@@ -12,71 +12,68 @@ import pickle
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import d3rlpy
 import numpy as np
 import torch
 import torch_geometric
-from d3rlpy.algos.qlearning.base import QLearningAlgoBase, QLearningAlgoImplBase
 from d3rlpy.base import LearnableConfigWithShape
-from d3rlpy.torch_utility import unwrap_ddp_model
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import crystal_gym
-from crystal_gym.elements import ELEMENTS, N_ELEMENTS
+from crystal_gym.agents.acting import CHUNK, Algorithm, as_rows, chooser_of
+from crystal_gym.agents.transformer_policy import TransformerPolicy
+from crystal_gym.elements import ELEMENTS, N_ELEMENTS, mask_rows
 from crystal_gym.files import atomic_path
 
-__all__ = [
-    "GreedyPolicy",
-    "acting_network",
-    "load_policy",
-    "load_saved_policy",
-    "load_weights",
-    "save_policy",
-]
+__all__ = ["GreedyPolicy", "load_policy", "load_saved_policy", "load_weights", "save_policy"]
 
 BUNDLED_POLICY = Path(crystal_gym.__file__).parent / "data" / "policy"
 """Folder of the policy that comes with the package; its model card is beside it."""
 
 _FORMAT = 1
 _CONFIG, _WEIGHTS = "config.json", "weights.pt"
-_CHUNK = 2048
-"""Rows on the device at once; keeps memory flat for any number of observations."""
-
-_Algorithm: TypeAlias = Any  # QLearningAlgoBase, whose impl and config d3rlpy leaves untyped
 
 
 class GreedyPolicy:
     """The best action of a trained network, among those allowed.
 
     Args:
-        source: A d3rlpy algorithm for discrete actions that has been trained or built, or a
-            network from rows ``(B, D)`` to values ``(B, 88)`` (or to a d3rlpy Q function's output
-            or a categorical distribution).
+        source: A d3rlpy algorithm that has been trained or built, or a network from rows
+            ``(B, D)`` to values ``(B, 88)`` (or to a d3rlpy Q function's output or a categorical
+            distribution). An algorithm with continuous actions gives points of
+            :mod:`crystal_gym.element_embedding`, and the nearest element is chosen; d3rlpy's BCQ,
+            BEAR and CRR pick from samples, drawn by torch's generator.
         metadata: What to remember about it, such as the data it was trained on.
 
     Raises:
-        TypeError: If ``source`` is neither.
-        ValueError: If the algorithm has no network yet.
+        TypeError: If ``source`` is neither, or an algorithm that acts on the history of an
+            episode (:class:`crystal_gym.agents.TransformerPolicy`).
+        ValueError: If the algorithm has no network yet, or one for other actions.
     """
 
     def __init__(
-        self, source: _Algorithm | nn.Module, *, metadata: dict[str, Any] | None = None
+        self, source: Algorithm | nn.Module, *, metadata: dict[str, Any] | None = None
     ) -> None:
         self.metadata = dict(metadata or {})
-        self._scaler = None
-        if isinstance(source, nn.Module):
-            self._network: nn.Module = source
-        else:
-            self._network = acting_network(_built(source))
-            self._scaler = source.config.observation_scaler
+        self._chooser = chooser_of(source)
+        config = getattr(source, "config", None)
+        self._scaler = getattr(config, "observation_scaler", None)
+        # Algorithms that pick among samples put that many copies of a row on the device.
+        self._copies = getattr(config, "n_action_samples", 1)
+
+    @property
+    def stored(self) -> nn.Module:
+        """The networks whose weights a saved policy holds."""
+        network: nn.Module = self._chooser.stored
+        return network
 
     @property
     def device(self) -> torch.device:
         """Where the network is."""
-        return next(self._network.parameters()).device
+        return next(self._chooser.parameters()).device
 
     def values(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return Q values, or log-probabilities of a cloned behaviour.
@@ -86,8 +83,11 @@ class GreedyPolicy:
 
         Returns:
             float32 ``(B, 88)``.
+
+        Raises:
+            TypeError: If the algorithm has continuous actions.
         """
-        return self._over_chunks(observations, lambda values, _: values)
+        return self._over_chunks(observations, lambda x, _: self._chooser.values(x))
 
     def predict(
         self, observations: NDArray[np.float32], action_mask: NDArray[np.int8] | None = None
@@ -105,129 +105,70 @@ class GreedyPolicy:
         Raises:
             ValueError: If shapes do not fit or a mask allows nothing.
         """
-        forbidden = None
-        if action_mask is not None:
-            forbidden = _forbidden(action_mask, len(observations))
+        mask = np.ones(N_ELEMENTS, np.int8) if action_mask is None else action_mask
+        allowed = torch.from_numpy(mask_rows(mask, len(observations)).copy())
 
-        def best(values: Tensor, rows: slice) -> Tensor:
-            if forbidden is not None:
-                values.masked_fill_(forbidden[rows].to(values.device), -torch.inf)
-            return values.argmax(1)
+        def choose(x: Tensor, rows: slice) -> Tensor:
+            return self._chooser(x, allowed[rows].to(x.device))
 
-        return self._over_chunks(observations, best)
+        return self._over_chunks(observations, choose)
 
     def _over_chunks(
-        self, observations: NDArray[np.float32], finish: Callable[[Tensor, slice], Tensor]
+        self, observations: NDArray[np.float32], answer: Callable[[Tensor, slice], Tensor]
     ) -> NDArray[Any]:
-        rows = np.ascontiguousarray(observations, dtype=np.float32)
-        if rows.ndim != 2:
-            raise ValueError(
-                f"observations have shape {rows.shape}: expected rows (B, D); add the first axis "
-                "to a single one with observation[None]"
-            )
-        self._network.eval()
+        rows = as_rows(observations)
+        size = max(1, CHUNK // self._copies)
+        self._chooser.eval()
         parts = []
         with torch.inference_mode():
-            for first in range(0, max(1, len(rows)), _CHUNK):
-                part = slice(first, first + _CHUNK)
+            for first in range(0, max(1, len(rows)), size):
+                part = slice(first, first + size)
                 x = torch.tensor(rows[part], device=self.device)
                 if self._scaler is not None:
                     x = self._scaler.transform(x)
-                parts.append(finish(_as_values(self._network, x), part).cpu())
+                parts.append(answer(x, part).cpu())
         return torch.cat(parts).numpy()
 
 
-def _forbidden(action_mask: NDArray[np.int8], n_rows: int) -> Tensor:
-    mask = np.asarray(action_mask)
-    if mask.shape not in {(N_ELEMENTS,), (n_rows, N_ELEMENTS)}:
-        raise ValueError(
-            f"action_mask has shape {mask.shape}: expected ({N_ELEMENTS},) or "
-            f"({n_rows}, {N_ELEMENTS}) for {n_rows} observations"
-        )
-    mask = np.broadcast_to(mask, (n_rows, N_ELEMENTS))
-    empty = np.flatnonzero(~mask.any(axis=1))
-    if empty.size:
-        raise ValueError(
-            f"action_mask allows no action in row {empty[0]}: expected at least one 1 a row; "
-            "leave finished episodes out"
-        )
-    return torch.from_numpy(mask == 0)
-
-
-def _built(algorithm: Any) -> QLearningAlgoImplBase:
-    if not isinstance(algorithm, QLearningAlgoBase):
-        raise TypeError(
-            f"{type(algorithm).__name__} is no policy: expected a d3rlpy Q-learning or imitation "
-            "algorithm, or a torch network"
-        )
-    if algorithm.impl is None:
-        raise ValueError(
-            f"{type(algorithm).__name__} has no network yet: train it with fit(), or call "
-            "build_with_dataset() or create_impl() first"
-        )
-    if algorithm.impl.action_size != N_ELEMENTS:
-        raise ValueError(
-            f"{type(algorithm).__name__} was built for {algorithm.impl.action_size} actions: "
-            f"expected the {N_ELEMENTS} elements"
-        )
-    return algorithm.impl
-
-
-def acting_network(impl: QLearningAlgoImplBase) -> nn.Module:
-    """Return the network of a d3rlpy algorithm whose highest output is the greedy action."""
-    names = {name for name in ("policy", "q_funcs", "imitator") if hasattr(impl.modules, name)}
-    if len(names - {"policy"}) != 1:  # DiscreteBCQ chooses by two networks together
-        raise TypeError(
-            f"{type(impl).__name__} does not act on the output of one network: expected d3rlpy's "
-            "DQN, DiscreteBC, DiscreteCQL, DiscreteSAC and the like, or CrystalCQL"
-        )
-    network = getattr(impl.modules, "policy" if "policy" in names else names.pop())
-    return unwrap_ddp_model(network)
-
-
-def _as_values(network: nn.Module, x: Tensor) -> Tensor:
-    """Return one number an action, ``(B, 88)``, averaged over an ensemble's members."""
-    if isinstance(network, nn.ModuleList):
-        return torch.stack([_as_values(member, x) for member in network]).mean(0)
-    output = network(x)
-    for name in ("q_value", "logits"):
-        output = getattr(output, name, output)
-    if not isinstance(output, Tensor) or output.shape != (len(x), N_ELEMENTS):
-        raise TypeError(
-            f"{type(network).__name__} returns {getattr(output, 'shape', type(output))}: expected "
-            f"one value for each of the {N_ELEMENTS} elements"
-        )
-    return output
-
-
 def save_policy(
-    algo: _Algorithm,
+    algo: Algorithm | TransformerPolicy,
     folder: Path | str,
     metadata: dict[str, Any] | None = None,
     *,
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the acting network of a trained algorithm to a folder, without pickles.
+    """Write the acting networks of a trained algorithm to a folder, without pickles.
 
     Args:
-        algo: A d3rlpy algorithm for discrete actions that has been trained or built.
+        algo: A d3rlpy algorithm that has been trained or built; a transformer as the
+            TransformerPolicy around it, whose target return is saved with it.
         folder: Where to write ``config.json`` and ``weights.pt``; made if need be. Each file is
             replaced whole or not at all, and the configuration holds the weights' checksum.
         metadata: Anything JSON can hold: data, seeds, scores.
-        weights: State of the acting network to store instead of its own, such as an average.
+        weights: State of the acting networks to store instead of their own, such as an average.
 
     Raises:
         TypeError: If ``algo`` is no such algorithm or ``metadata`` does not fit into JSON.
         ValueError: If it has no network yet.
     """
-    impl = _built(algo)
+    config: dict[str, Any] = {}
+    stored = algo.stored if isinstance(algo, TransformerPolicy) else chooser_of(algo).stored
+    if isinstance(algo, TransformerPolicy):
+        config["target_return"] = algo.target_return
+        algo = algo.algorithm
+    elif isinstance(algo, nn.Module):
+        raise TypeError(
+            f"{type(algo).__name__} is a bare network: expected a d3rlpy algorithm, whose settings "
+            "say how to build it again; save its state_dict() with torch"
+        )
+    impl = algo.impl
     shape = LearnableConfigWithShape(impl.observation_shape, impl.action_size, algo.config)
-    config = {
+    config |= {
         "format": _FORMAT,
         "type": algo.config.get_type(),
         "observation_width": impl.observation_shape[0],
         "elements": " ".join(ELEMENTS),
-        "algorithm": shape.serialize_to_dict(),
+        "algorithm": json.loads(shape.serialize()),  # a dictionary may hold enums, JSON does not
         "versions": {
             "d3rlpy": d3rlpy.__version__,
             "python": platform.python_version(),
@@ -238,7 +179,7 @@ def save_policy(
     }
     json.dumps(config)  # fail before anything is written
     folder = Path(folder)
-    weights = acting_network(impl).state_dict() if weights is None else weights
+    weights = stored.state_dict() if weights is None else weights
     weights = {k: v.detach().cpu() for k, v in weights.items()}
     with atomic_path(folder / _WEIGHTS) as path:
         torch.save(weights, path)
@@ -247,7 +188,7 @@ def save_policy(
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def load_saved_policy(folder: Path | str, device: str = "cpu") -> GreedyPolicy:
+def load_saved_policy(folder: Path | str, device: str = "cpu") -> GreedyPolicy | TransformerPolicy:
     """Read a policy that :func:`save_policy` wrote. Nothing in the files is run.
 
     Args:
@@ -268,17 +209,24 @@ def load_saved_policy(folder: Path | str, device: str = "cpu") -> GreedyPolicy:
             f"checksum {config.get('weights_sha256')}; save the policy again"
         )
     algorithm = _build(config, folder, device)
+    policy: GreedyPolicy | TransformerPolicy
+    if "target_return" in config:
+        policy = TransformerPolicy(algorithm, config["target_return"], metadata=config["metadata"])
+    else:
+        policy = GreedyPolicy(algorithm, metadata=config["metadata"])
     try:
-        acting_network(algorithm.impl).load_state_dict(weights)
+        policy.stored.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(
             f"{folder / _WEIGHTS} does not fit the network in {_CONFIG}: expected the weights of "
             f"{config['type']!r}; save the policy again ({_one_line(error)})"
         ) from error
-    return GreedyPolicy(algorithm, metadata=config["metadata"])
+    return policy
 
 
-def load_policy(path: Path | str | None = None, device: str = "cpu") -> GreedyPolicy:
+def load_policy(
+    path: Path | str | None = None, device: str = "cpu"
+) -> GreedyPolicy | TransformerPolicy:
     """Return a trained policy, by default the one that comes with the package.
 
     Args:
@@ -376,7 +324,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _build(config: dict[str, Any], folder: Path, device: str) -> _Algorithm:
+def _build(config: dict[str, Any], folder: Path, device: str) -> Algorithm:
     try:
         shape = LearnableConfigWithShape.deserialize_from_dict(config["algorithm"])
         algorithm = shape.create(device)
@@ -386,7 +334,6 @@ def _build(config: dict[str, Any], folder: Path, device: str) -> _Algorithm:
             f"this version does not know ({_one_line(error)}): expected those of d3rlpy "
             f"{d3rlpy.__version__}; save the policy again"
         ) from error
-    _built(algorithm)
     return algorithm
 
 

@@ -37,7 +37,7 @@ from tqdm import tqdm
 from crystal_gym.agents.cloning import CrystalBCConfig
 from crystal_gym.agents.cql import CrystalCQLConfig
 from crystal_gym.agents.encoders import MEGNetEncoderFactory
-from crystal_gym.agents.policy import GreedyPolicy, acting_network, load_weights, save_policy
+from crystal_gym.agents.policy import GreedyPolicy, load_weights, save_policy
 from crystal_gym.agents.schedules import WarmupCosineFactory
 from crystal_gym.datasets.minari_io import read_trajectories
 from crystal_gym.datasets.replay import CrystalReplayBuffer, load_d3rlpy
@@ -253,14 +253,16 @@ class _Run:
         self.targets = held_out.band_gap_ev if self.buffer.targets.conditional else None
         self.algorithm = _algorithm(config, self.device)
         self.algorithm.build_with_dataset(self.buffer)
-        self.network = acting_network(self.algorithm.impl)
+        self.network = GreedyPolicy(self.algorithm).stored
         if config.start_from is not None:
             self.network.load_state_dict(load_weights(config.start_from))
             modules = self.algorithm.impl.modules
             if hasattr(modules, "targ_q_funcs"):
                 modules.targ_q_funcs.load_state_dict(modules.q_funcs.state_dict())
         _set_precision(self.network, config.precision, self.device)
-        self.averaged = copy.deepcopy(self.network).eval().requires_grad_(False)
+        # Acts by the running average of the weights.
+        self.policy = copy.deepcopy(GreedyPolicy(self.algorithm))
+        self.averaged = self.policy.stored.requires_grad_(False)
         self.step = self.saved_step = self.stale = 0
         self.seconds = 0.0
         self.best: Scores | None = None
@@ -333,9 +335,7 @@ class _Run:
                 old.lerp_(new, 1.0 - keep)
 
     def _evaluate(self) -> Scores:
-        scaler = self.algorithm.config.observation_scaler
-        assert scaler is None
-        tokens = rollout(GreedyPolicy(self.averaged), self.task, self.targets)
+        tokens = rollout(self.policy, self.task, self.targets)
         scores = score(tokens, self.task, self.known)
         if self.best is None or scores.accuracy > self.best.accuracy:
             self.best, self.stale = scores, 0

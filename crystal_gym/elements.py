@@ -23,6 +23,7 @@ __all__ = [
     "PERIOD",
     "element_mask",
     "formula_counts",
+    "mask_rows",
     "reduced_formula",
     "symbol_to_token",
     "tokens_to_symbols",
@@ -142,6 +143,32 @@ def element_mask(elements: Sequence[str] | None) -> NDArray[np.int8]:
     if not mask.any():
         raise ValueError("elements is empty: name at least one element, or leave it out for all 88")
     return mask
+
+
+def mask_rows(action_mask: NDArray[np.integer], n_rows: int) -> NDArray[np.bool_]:
+    """Return which actions are allowed for each of some observations, bool ``(n_rows, 88)``.
+
+    Args:
+        action_mask: 1 where an action is allowed, ``(n_rows, 88)``, or ``(88,)`` for all rows.
+        n_rows: Number of observations.
+
+    Raises:
+        ValueError: If the shape does not fit or a row allows nothing.
+    """
+    mask = np.asarray(action_mask)
+    if mask.shape not in {(N_ELEMENTS,), (n_rows, N_ELEMENTS)}:
+        raise ValueError(
+            f"action_mask has shape {mask.shape}: expected ({N_ELEMENTS},) or "
+            f"({n_rows}, {N_ELEMENTS}) for {n_rows} observations"
+        )
+    rows = np.broadcast_to(mask != 0, (n_rows, N_ELEMENTS))
+    empty = np.flatnonzero(~rows.any(axis=1))
+    if empty.size:
+        raise ValueError(
+            f"action_mask allows no action in row {empty[0]}: expected at least one 1 a row; "
+            "leave finished episodes out"
+        )
+    return rows
 
 
 def formula_counts(tokens: NDArray[np.integer]) -> dict[str, int]:

@@ -446,7 +446,7 @@ def test_large_batches_are_chunked(monkeypatch):
     policy = GreedyPolicy(built_cql(skeletons))
     rows = random_rows(skeletons, 23).numpy()
     expected = policy.values(rows)
-    monkeypatch.setattr("crystal_gym.agents.policy._CHUNK", 5)
+    monkeypatch.setattr("crystal_gym.agents.policy.CHUNK", 5)
     np.testing.assert_allclose(policy.values(rows), expected, rtol=1e-5, atol=1e-6)
     mask = np.eye(N_ELEMENTS, dtype=np.int8)[np.arange(23)]
     assert np.array_equal(policy.predict(rows, mask), np.arange(23))

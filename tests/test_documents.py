@@ -21,15 +21,27 @@ def with_mini(empty_minari, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # d3rlpy writes its logs where it runs
 
 
-# The README trains with d3rlpy's fit(), whose progress bar and logger leave files to the collector.
-@pytest.mark.filterwarnings("ignore")
-def test_the_readme_runs_from_top_to_bottom(with_mini):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    assert len(blocks) == 3
+def run_blocks(document, count):
+    """Run a document's Python blocks one after another; return the names they leave."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text("utf-8"), re.DOTALL)
+    assert len(blocks) == count
     names = {}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
-    assert 0 <= names["action"] < 88
+        exec(compile(block, document, "exec"), names)
+    return names
+
+
+# These train with d3rlpy's fit(), whose progress bar and logger leave files to the collector.
+@pytest.mark.filterwarnings("ignore")
+def test_the_readme_runs_from_top_to_bottom(with_mini):
+    assert 0 <= run_blocks("README.md", 3)["action"] < 88
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_document_on_algorithms_runs_from_top_to_bottom(with_mini):
+    names = run_blocks("docs/algorithms.md", 4)
+    assert names["info"]["formula"]
+    assert names["tokens"].shape[0] == 20
 
 
 def test_the_training_example_runs(with_mini, monkeypatch, capsys):

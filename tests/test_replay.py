@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from made_crystals import eqn_7
 
+from crystal_gym.element_embedding import EMBEDDING, embed
 from crystal_gym.envs.observations import COMPACT_HEADER, compact_rows
 from crystal_gym.oracles import TableOracle
 from crystal_gym.skeletons import registered_set
@@ -288,6 +289,50 @@ def test_signatures_are_those_of_the_rows(trajectories):
     assert info.observation_signature.shape == [(25,)]
     assert info.action_size == 88
     assert info.action_space == d3rlpy.constants.ActionSpace.DISCRETE
+
+
+# -- actions as points --------------------------------------------------------------------------
+
+
+def both(trajectories):
+    return load_d3rlpy(trajectories, 2.0), load_d3rlpy(trajectories, 2.0, actions="embedding")
+
+
+def test_embedded_actions_are_the_points_of_the_elements(trajectories):
+    discrete, continuous = (b.sample_transition_batch(256) for b in both(trajectories))
+    inside = discrete.terminals[:, 0] == 0
+    for name in ("actions", "next_actions"):
+        points, numbers = getattr(continuous, name), getattr(discrete, name)[:, 0].astype(int)
+        assert points.dtype == np.float32
+        assert not points[~inside].any() or name == "actions"
+        np.testing.assert_array_equal(points[inside], embed(numbers[inside]))
+    np.testing.assert_array_equal(continuous.actions, EMBEDDING[discrete.actions[:, 0].astype(int)])
+    for name in ("observations", "rewards", "next_observations", "terminals"):
+        np.testing.assert_array_equal(getattr(continuous, name), getattr(discrete, name))
+
+
+def test_embedded_actions_reach_transitions_episodes_and_trajectories(trajectories):
+    discrete, continuous = both(trajectories)
+    batch = continuous.sample_transition_batch(4)
+    for i, transition in enumerate(batch.transitions):
+        np.testing.assert_array_equal(transition.action, batch.actions[i])
+        np.testing.assert_array_equal(transition.next_action, batch.next_actions[i])
+    numbers = discrete.episodes[8].actions[:, 0]
+    np.testing.assert_array_equal(continuous.episodes[8].actions, embed(numbers))
+    assert continuous.sample_trajectory_batch(3, 4).actions.shape == (3, 4, 5)
+
+
+def test_d3rlpy_learns_that_embedded_actions_are_continuous(trajectories):
+    info = both(trajectories)[1].dataset_info
+    assert info.action_signature.shape == [(5,)]
+    assert info.action_signature.dtype == [np.float32]
+    assert info.action_size == 5
+    assert info.action_space == d3rlpy.constants.ActionSpace.CONTINUOUS
+
+
+def test_an_unknown_form_of_actions_is_refused(trajectories):
+    with pytest.raises(ValueError, match="actions='one-hot' is unknown: expected 'elements'"):
+        load_d3rlpy("crystal-none-v0", actions="one-hot")
 
 
 def test_loading_registers_the_skeleton_set_of_the_rows(trajectories):

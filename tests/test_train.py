@@ -63,8 +63,6 @@ def weights(folder):
     + [("discrete_bcq", "paper"), ("dqn", "default")],
 )
 def test_a_run_leaves_what_repeats_it(algorithm, preset, dataset_id, tmp_path):
-    if algorithm == "discrete_bcq":
-        pytest.xfail("acts by two networks: not yet in GreedyPolicy")
     config = settings(dataset_id, algorithm=algorithm, preset=preset)
     scores = train(config, tmp_path / "run", progress=False)
     written = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -154,10 +152,10 @@ def test_too_little_memory_is_one_sentence(dataset_id, tmp_path, monkeypatch):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(T.CrystalReplayBuffer, "sample_transition_batch", fails)
+    monkeypatch.setattr(T._Run, "__init__", _without_sampling(T._Run.__init__))
+    config = settings(dataset_id, preset="paper")
     with pytest.raises(MemoryError, match="smaller --batch-size"):
-        run = settings(dataset_id, preset="paper")
-        monkeypatch.setattr(T._Run, "__init__", _without_sampling(T._Run.__init__))
-        train(run, tmp_path / "run", progress=False)
+        train(config, tmp_path / "run", progress=False)
 
 
 def _without_sampling(init):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from crystal_gym.datasets.minari_io import read_trajectories
 from crystal_gym.datasets.relabel import TargetSampler, terminal_rewards
 from crystal_gym.datasets.trajectories import Trajectories
+from crystal_gym.element_embedding import EMBEDDING
 from crystal_gym.elements import N_ELEMENTS
 from crystal_gym.envs.observations import COMPACT_HEADER, compact_rows
 from crystal_gym.rewards import Reward
@@ -28,11 +29,18 @@ BALANCED_RANGE_EV = 0.5
 
 _TOKENS = len(COMPACT_HEADER)  # first token column of a compact row
 
+_ACTION_FORMS = {
+    "elements": (ActionSpace.DISCRETE, N_ELEMENTS, np.arange(N_ELEMENTS)[:, None]),
+    "embedding": (ActionSpace.CONTINUOUS, EMBEDDING.shape[1], EMBEDDING),
+}
+"""Kind, size and what d3rlpy sees of each of the 88 actions, by the name of the form."""
+
 
 def load_d3rlpy(
     dataset: str | minari.MinariDataset | Trajectories,
     target_gap: float | Sequence[float | str] | str | None = 3.0,
     *,
+    actions: str = "elements",
     reward: str | Reward = "formation",
     failure_reward: float = 0.0,
     balance: float = 0.0,
@@ -49,6 +57,8 @@ def load_d3rlpy(
         target_gap: eV; a number, ``"uniform"`` (0 to 6 eV), ``"hindsight"`` (the crystal's own
             gap), a list of these (one drawn for each sample), or None: no target in the state,
             and only the energy in the reward.
+        actions: ``"elements"`` for algorithms with discrete actions, ``"embedding"`` for those
+            with continuous ones: the points of :mod:`crystal_gym.element_embedding`.
         reward: A built-in reward's name or any callable, as in ``gym.make``.
         failure_reward: Reward where a property is unknown, as in ``gym.make``.
         balance: 0 draws every transition alike; 1 draws every range of gaps alike (half an eV
@@ -58,10 +68,11 @@ def load_d3rlpy(
         progress: Show a progress bar while reading.
 
     Raises:
-        ValueError: If the dataset is not there or does not hold compact observations, or the
-            target is no gap.
+        ValueError: If the dataset is not there or does not hold compact observations, the
+            target is no gap, or there is no such form of actions.
     """
     sampler = TargetSampler(target_gap)
+    _check_actions(actions)
     if isinstance(dataset, str):
         local = minari.list_local_datasets()
         if dataset not in local:
@@ -76,11 +87,20 @@ def load_d3rlpy(
     return CrystalReplayBuffer(
         dataset,
         sampler,
+        actions=actions,
         reward=reward,
         failure_reward=failure_reward,
         balance=balance,
         seed=seed,
     )
+
+
+def _check_actions(actions: str) -> None:
+    if actions not in _ACTION_FORMS:
+        raise ValueError(
+            f"actions={actions!r} is unknown: expected 'elements' for discrete algorithms or "
+            "'embedding' for continuous ones"
+        )
 
 
 @dataclass(frozen=True)
@@ -115,6 +135,7 @@ class CrystalReplayBuffer(ReplayBuffer):
     Args:
         trajectories: The episodes.
         targets: Draws the targets.
+        actions: As in :func:`load_d3rlpy`.
         reward: As in ``gym.make``.
         failure_reward: As in ``gym.make``.
         balance: As in :func:`load_d3rlpy`.
@@ -129,16 +150,19 @@ class CrystalReplayBuffer(ReplayBuffer):
         trajectories: Trajectories,
         targets: TargetSampler,
         *,
+        actions: str = "elements",
         reward: str | Reward = "formation",
         failure_reward: float = 0.0,
         balance: float = 0.0,
         seed: int = 0,
     ) -> None:
+        _check_actions(actions)
         if not 0.0 <= balance <= 1.0:
             raise ValueError(
                 f"balance={balance} is out of range: expected 0 (all transitions alike) to 1 (all "
                 "ranges of gaps alike)"
             )
+        kind, size, self._shown = _ACTION_FORMS[actions]
         self.trajectories = trajectories
         self.targets = targets
         self._reward = reward
@@ -152,15 +176,14 @@ class CrystalReplayBuffer(ReplayBuffer):
         self._next_focus = np.append(trajectories.traversal[1:], 0).astype(np.int16)
         self._next_focus[last] = length
         self._next_action = np.append(trajectories.actions[1:], 0).astype(np.int16)
-        self._next_action[last] = 0
         width = compact_rows(trajectories.skeletons, [0], trajectories.tokens[:1], [0], None).shape
         super().__init__(
             buffer=_Columns(self),
             observation_signature=Signature([np.dtype(np.float32)], [(width[1],)]),
-            action_signature=Signature([np.dtype(np.int64)], [(1,)]),
+            action_signature=Signature([self._shown.dtype], [self._shown.shape[1:]]),
             reward_signature=Signature([np.dtype(np.float32)], [(1,)]),
-            action_space=ActionSpace.DISCRETE,
-            action_size=N_ELEMENTS,
+            action_space=kind,
+            action_size=size,
         )
 
     def __repr__(self) -> str:
@@ -200,6 +223,8 @@ class CrystalReplayBuffer(ReplayBuffer):
         following[:, 2] = self._next_focus[index]
         following[rows, _TOKENS + data.traversal[index]] = data.actions[index] + 1
         terminal = self._terminal[index]
+        # No action follows the last one: zeros, as d3rlpy has it.
+        next_actions = np.where(terminal[:, None], 0, self._shown[self._next_action[index]])
         rewards = np.zeros((len(index), 1), dtype=np.float32)
         if terminal.any():
             ends = data.episode[index[terminal]]
@@ -207,10 +232,10 @@ class CrystalReplayBuffer(ReplayBuffer):
             rewards[terminal, 0] = self.episode_rewards(ends, target)
         return CrystalMiniBatch(
             observations=observations,
-            actions=data.actions[index, None].astype(np.float32),
+            actions=self._shown[data.actions[index]].astype(np.float32),
             rewards=rewards,
             next_observations=following,
-            next_actions=self._next_action[index, None].astype(np.float32),
+            next_actions=next_actions.astype(np.float32),
             terminals=terminal[:, None].astype(np.float32),
             intervals=np.ones((len(index), 1), dtype=np.float32),
             transitions=_LazyTransitions(self, index, target_gap),
@@ -243,7 +268,7 @@ class CrystalReplayBuffer(ReplayBuffer):
         batch = self.transitions(index, None if target is None else np.repeat(target, len(index)))
         return Episode(
             observations=batch.observations,
-            actions=batch.actions.astype(np.int64),
+            actions=batch.actions.astype(self._shown.dtype),
             rewards=batch.rewards,
             terminated=True,
         )
@@ -296,7 +321,7 @@ class _LazyTransitions(Sequence[Transition]):
         return len(self._index)
 
     def __getitem__(self, i: Any) -> Any:
-        data = self._buffer.trajectories
+        data, shown = self._buffer.trajectories, self._buffer.dataset_info.action_signature
         index = int(self._index[i])
         number = int(data.episode[index])
         rest = np.arange(index, data.step_ptr[number + 1])
@@ -304,10 +329,10 @@ class _LazyTransitions(Sequence[Transition]):
         batch = self._buffer.transitions(rest, target)
         return Transition(
             observation=batch.observations[0],
-            action=batch.actions[0].astype(np.int64),
+            action=batch.actions[0].astype(shown.dtype[0]),
             reward=batch.rewards[0],
             next_observation=batch.next_observations[0],
-            next_action=batch.next_actions[0].astype(np.int64),
+            next_action=batch.next_actions[0].astype(shown.dtype[0]),
             terminal=float(batch.terminals[0, 0]),
             interval=1,
             rewards_to_go=batch.rewards,

@@ -1,6 +1,7 @@
-"""The environment ``CrystalFill-v0`` and what its observations are made of."""
+"""The environment ``CrystalFill-v0``, what its observations are made of, and its wrapper."""
 
 from crystal_gym.envs.crystal_fill import CrystalFillEnv
 from crystal_gym.envs.observations import PackedLayout, compact_rows
+from crystal_gym.envs.wrappers import EmbeddedActions
 
-__all__ = ["CrystalFillEnv", "PackedLayout", "compact_rows"]
+__all__ = ["CrystalFillEnv", "EmbeddedActions", "PackedLayout", "compact_rows"]
