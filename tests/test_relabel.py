@@ -163,7 +163,7 @@ def test_the_same_generator_draws_the_same_targets(target):
         ([1.0, True], "target_gap=True is not a number"),
         ([1.0, None], "target_gap"),
         ([], r"target_gap=\[\] is not usable"),
-        ({"gap": 3.0}, "is not usable"),
+        ({"gap": 3.0}, "is not a number"),
     ],
     ids=str,
 )
