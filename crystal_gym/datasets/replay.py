@@ -25,7 +25,7 @@ __all__ = ["CrystalReplayBuffer", "load_d3rlpy"]
 
 _TOKENS = len(COMPACT_HEADER)  # first token column of a compact row
 
-_ACTION_FORMS = {
+_ACTION_FORMS: dict[str, tuple[ActionSpace, int, NDArray[Any]]] = {
     "elements": (ActionSpace.DISCRETE, N_ELEMENTS, np.arange(N_ELEMENTS)[:, None]),
     "embedding": (ActionSpace.CONTINUOUS, EMBEDDING.shape[1], EMBEDDING),
 }
