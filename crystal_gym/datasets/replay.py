@@ -29,7 +29,7 @@ BALANCED_RANGE_EV = 0.5
 
 _TOKENS = len(COMPACT_HEADER)  # first token column of a compact row
 
-_ACTION_FORMS = {
+_ACTION_FORMS: dict[str, tuple[ActionSpace, int, NDArray[Any]]] = {
     "elements": (ActionSpace.DISCRETE, N_ELEMENTS, np.arange(N_ELEMENTS)[:, None]),
     "embedding": (ActionSpace.CONTINUOUS, EMBEDDING.shape[1], EMBEDDING),
 }
