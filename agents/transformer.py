@@ -87,11 +87,13 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor, layout: _Layout, layer: int) -> Tensor:
         padded = layout.padded(self.project(x))
         b, s, _ = padded.shape
-        query, key, value = padded.view(b, s, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
+        width = padded.shape[2] // (3 * self._heads)
+        query, key, value = padded.view(b, s, 3, self._heads, width).permute(2, 0, 3, 1, 4)
         scale = query.shape[-1] ** -0.5
         logits = torch.matmul(query * scale, key.transpose(2, 3)) + layout.bias[layer]
         mixed = torch.matmul(logits.softmax(3), value)
-        rows = mixed.transpose(1, 2).reshape(b * s, -1).index_select(0, layout.slot)
+        rows = mixed.transpose(1, 2).reshape(b * s, self._heads * width)
+        rows = rows.index_select(0, layout.slot)
         return self.out(rows)
 
 
@@ -111,7 +113,8 @@ class _Messages(nn.Module):
         b, _, sites = layout.bonds.shape
         sent = x.new_zeros(b * sites, _MESSAGE_WIDTH)
         sent = sent.index_copy(0, layout.site_slot, self.send(x)).view(b, sites, _MESSAGE_WIDTH)
-        received = torch.bmm(layout.bonds.to(sent.dtype), sent).view(b * sites, -1)
+        received = torch.bmm(layout.bonds.to(sent.dtype), sent)
+        received = received.view(b * sites, self.receive.in_features)
         return self.receive(received.index_select(0, layout.site_slot))
 
 
@@ -262,7 +265,7 @@ class SiteTransformer(nn.Module):
 
     def _layout(self, batch: GraphBatch, lengths: Tensor, bonds: Tensor) -> _Layout:
         n_graphs, n_nodes = len(batch), batch.n_nodes
-        sites = max(1, int(n_nodes.max()))
+        sites = int(n_nodes.max()) if n_graphs else 0
         slots = sites + 1
         graphs = torch.arange(n_graphs, device=n_nodes.device)
         site = torch.arange(len(batch.node_graph), device=n_nodes.device)
@@ -283,7 +286,8 @@ class SiteTransformer(nn.Module):
         of_edge = self.bond_bias(lengths).index_select(0, batch.length_number)
         row = (batch.edge_graph * slots + source) * slots + target
         bias = bias.index_add(0, row, of_edge.to(bias.dtype) * batch.edge_weight[:, None])
-        bias = bias.view(n_graphs, slots, slots, -1, self._heads).permute(3, 0, 4, 1, 2)
+        bias = bias.view(n_graphs, slots, slots, len(self.layers), self._heads)
+        bias = bias.permute(3, 0, 4, 1, 2)
         padding = torch.arange(slots, device=n_nodes.device) >= n_nodes[:, None]
         padding[:, -1] = False
         bias = bias.masked_fill(padding[:, None, None, :], _FORBIDDEN)
