@@ -67,7 +67,7 @@ def create(name, **settings):
     config = getattr(algos, f"{name}Config")
     names = {field.name for field in dataclasses.fields(config)}
     chosen = {k: v for k, v in {**SMALL, **settings}.items() if k in names}
-    encoders = {n: MEGNetEncoderFactory() for n in names if n.endswith("encoder_factory")}
+    encoders = {n: MEGNetEncoderFactory("paper") for n in names if n.endswith("encoder_factory")}
     return config(**chosen, **encoders).create(device="cpu")
 
 
