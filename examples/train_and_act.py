@@ -5,13 +5,12 @@ python examples/train_and_act.py [STEPS]
 
 import sys
 
-import d3rlpy
 import gymnasium as gym
 import minari
 from pymatgen.core import Lattice, Structure
 
 import crystal_gym  # noqa: F401  (registers CrystalFill-v0)
-from crystal_gym.agents import GreedyPolicy, MEGNetEncoderFactory
+from crystal_gym.agents import CrystalBCConfig, GreedyPolicy
 from crystal_gym.datasets import build_mini, load_d3rlpy
 
 
@@ -20,10 +19,7 @@ def train(steps: int) -> GreedyPolicy:
     if "crystal-mini-v0" not in minari.list_local_datasets():
         build_mini()
     buffer = load_d3rlpy("crystal-mini-v0", target_gap="hindsight")
-    config = d3rlpy.algos.DiscreteBCConfig(
-        beta=0.0, batch_size=64, learning_rate=3e-3, encoder_factory=MEGNetEncoderFactory()
-    )
-    algorithm = config.create(device="cpu")
+    algorithm = CrystalBCConfig(batch_size=64, learning_rate=1e-3).create(device="cpu")
     algorithm.build_with_dataset(buffer)
     for _ in range(steps):
         algorithm.update(buffer.sample_transition_batch(64))

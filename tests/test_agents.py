@@ -17,6 +17,8 @@ pytest.importorskip("torch_geometric")
 
 from d3rlpy.algos import DiscreteBCConfig, DiscreteCQLConfig, DQNConfig  # noqa: E402
 from d3rlpy.torch_utility import TorchMiniBatch  # noqa: E402
+from made_crystals import perovskite, replaced  # noqa: E402
+from pymatgen.core import Structure  # noqa: E402
 from torch.func import functional_call  # noqa: E402
 from torch.nn.functional import softplus  # noqa: E402
 from torch_geometric.nn.aggr import Set2Set  # noqa: E402
@@ -26,17 +28,23 @@ from crystal_gym.agents import (  # noqa: E402
     GreedyPolicy,
     MEGNet,
     MEGNetEncoderFactory,
+    load_policy,
     load_saved_policy,
     rows_to_batch,
     save_policy,
 )
 from crystal_gym.agents import kernels as K  # noqa: E402
 from crystal_gym.agents.batch import focus_every_site  # noqa: E402
+from crystal_gym.agents.policy import BUNDLED_POLICY  # noqa: E402
 from crystal_gym.agents.sites import site_values  # noqa: E402
 from crystal_gym.elements import N_ELEMENTS  # noqa: E402
 from crystal_gym.envs.observations import compact_rows, make_form  # noqa: E402
+from crystal_gym.evaluation import Task, rollout  # noqa: E402
+from crystal_gym.evaluation.metrics import accuracy  # noqa: E402
 from crystal_gym.graphs import Geometry  # noqa: E402
-from crystal_gym.skeletons import Cell, SkeletonSet  # noqa: E402
+from crystal_gym.sets import load_skeletons  # noqa: E402
+from crystal_gym.skeletons import Cell, SkeletonSet, build_skeletons  # noqa: E402
+from crystal_gym.structures import cell_from_structure  # noqa: E402
 
 SEED = 7
 PRESETS = pytest.mark.parametrize("preset", ["default", "paper"])
@@ -282,6 +290,26 @@ def test_numbering_of_sites_does_not_matter_but_focus_does(preset):
     )
     moved = features(0, tokens, 3)
     assert not torch.allclose(moved, first, atol=1e-4)
+
+
+@PRESETS
+def test_neither_elements_nor_their_order_in_a_file_reach_a_network(preset):
+    """The bare skeleton of a crystal: same Q for other species and any order of the sites."""
+    crystal = perovskite()
+    rng = np.random.default_rng(1)
+    network = MEGNetEncoderFactory(preset).create((1,)).eval()
+    rows = []
+    for symbols in (["Sr", "Ti", "O", "O", "O"], ["O", "O", "K", "F", "Na"]):
+        for _ in range(3):
+            other = replaced(crystal, symbols)
+            shuffled = Structure.from_sites([other[int(i)] for i in rng.permutation(len(other))])
+            skeletons, _ = build_skeletons([cell_from_structure(shuffled, "x")])
+            order = Task.of_skeletons(skeletons).traversal[0]
+            form = make_form("packed", skeletons, conditional=True)
+            empty = np.zeros(len(other), np.int16)
+            rows.append(form.encode(form.prepare(skeletons[0]), empty, int(order[0]), 2.0))
+    features = network(torch.from_numpy(np.stack(rows)))
+    torch.testing.assert_close(features, features[:1].expand_as(features), rtol=1e-5, atol=1e-5)
 
 
 @PRESETS
@@ -638,3 +666,19 @@ def test_missing_or_foreign_files_are_refused(broken, tmp_path):
     (broken / "weights.pt").unlink()
     with pytest.raises(FileNotFoundError, match=r"weights\.pt"):
         load_saved_policy(broken)
+
+
+# Bundled policy ---------------------------------------------------------------------------------
+
+
+def test_the_bundled_policy_acts_by_the_target_and_is_small():
+    policy = load_policy()
+    folder = BUNDLED_POLICY
+    assert sum(p.stat().st_size for p in folder.iterdir()) < 5e6
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert policy.metadata["settings"]["algorithm"] in card
+    assert "crystal-gym train" in card
+    task = Task.of_skeletons(load_skeletons("mini"))
+    low, high = (rollout(policy, task, target) for target in (0.5, 5.0))
+    assert (low != high).any()
+    assert accuracy(low, task.reference) > 0.15  # the majority element: 0.11

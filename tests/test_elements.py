@@ -9,6 +9,8 @@ from crystal_gym.elements import (
     CLASS_NAMES,
     ELEMENT_CLASS,
     ELEMENTS,
+    GROUP,
+    PERIOD,
     element_mask,
     reduced_formula,
     symbol_to_token,
@@ -30,6 +32,12 @@ def test_actions_are_the_88_elements_of_the_design_in_its_order():
 
 def test_atomic_numbers_are_those_of_pymatgen():
     assert [Element(s).Z for s in ELEMENTS] == ATOMIC_NUMBERS.tolist()
+
+
+def test_groups_and_periods_are_those_of_pymatgen():
+    assert [Element(e).group for e in ELEMENTS] == GROUP.tolist()
+    rows = [Element(e).row for e in ELEMENTS]  # pymatgen gives the f block rows 8 and 9
+    assert [{8: 6, 9: 7}.get(row, row) for row in rows] == PERIOD.tolist()
 
 
 def test_tokens_are_actions_plus_one():

@@ -176,6 +176,45 @@ def test_hindsight_shows_each_crystal_its_own_gap(trajectories):
     assert set(batch.observations[:, 4].tolist()) <= gaps
 
 
+def test_a_list_mixes_hindsight_and_uniform_targets(trajectories):
+    buffer = load_d3rlpy(trajectories, target_gap=["hindsight", "uniform", 9.0], seed=0)
+    index = np.arange(len(trajectories.actions)).repeat(20)
+    gaps = trajectories.band_gap_ev[trajectories.episode[index]]
+    targets = buffer.targets.sample(gaps, np.random.default_rng(0))
+    own, fixed = targets == gaps, targets == 9.0
+    rest = targets[~own & ~fixed]
+    for share in (own.mean(), fixed.mean(), len(rest) / len(index)):
+        assert 0.28 < share < 0.39
+    assert rest.min() >= 0
+    assert rest.max() <= 6
+    assert len(np.unique(rest)) == len(rest)
+
+
+def test_balance_draws_ranges_of_gaps_alike(trajectories):
+    """One crystal with a wide gap against all others without one."""
+    gaps = np.zeros(len(trajectories))
+    gaps[-1] = 5.2
+    data = replace(trajectories, band_gap_ev=gaps)
+    wide = (data.episode == len(data) - 1).mean()
+    assert wide < 0.2
+    for balance, expected in ((0.0, wide), (1.0, 0.5)):
+        buffer = load_d3rlpy(data, target_gap="hindsight", balance=balance, seed=0)
+        shown = buffer.sample_transition_batch(4000).observations[:, 4]
+        assert (shown > 5).mean() == pytest.approx(expected, abs=0.03)
+    with pytest.raises(ValueError, match="balance=2 is out of range"):
+        load_d3rlpy(data, balance=2)
+
+
+def test_a_batch_knows_what_its_crystals_will_be(trajectories):
+    batch = load_d3rlpy(trajectories, seed=0).sample_transition_batch(30)
+    last = batch.terminals[:, 0] == 1
+    assert last.any()
+    width = batch.finished.shape[1]
+    assert (batch.finished[last] == batch.next_observations[last, 5 : 5 + width]).all()
+    filled = batch.observations[:, 5 : 5 + width]
+    assert ((filled == 0) | (filled == batch.finished)).all()
+
+
 def test_without_a_target_rows_are_unconditional(trajectories):
     batch = load_d3rlpy(trajectories, None).sample_transition_batch(64)
     assert not batch.observations[:, 3:5].any()

@@ -7,6 +7,7 @@ import pytest
 from made_crystals import EXTRA_FILLINGS, NAMES
 
 from crystal_gym.datasets.trajectories import (
+    in_source_order,
     joined,
     plan_trajectories,
     sample_boltzmann,
@@ -156,3 +157,16 @@ def test_episodes_over_different_sets_cannot_be_joined(table, made_set):
     fewer = sample_uniform(replace(table.of_entries(np.array([0])), skeletons=made_set[:1]), 1)
     with pytest.raises(ValueError, match="different skeleton sets"):
         joined([sample_uniform(table, 1), fewer])
+
+
+def test_the_source_order_fills_the_same_atoms(trajectories):
+    """Same places in space, same elements, numbered as in the files."""
+    source = in_source_order(trajectories)
+    for k in range(len(trajectories)):
+        mine = trajectories.skeletons[int(trajectories.skeleton[k])]
+        theirs = source.skeletons[int(source.skeleton[k])]
+        steps = slice(trajectories.step_ptr[k], trajectories.step_ptr[k + 1])
+        places = mine.frac_coords[trajectories.traversal[steps]]
+        assert (theirs.frac_coords[source.traversal[steps]] == places).all()
+    assert (source.actions == trajectories.actions).all()
+    assert (source.skeletons.source_rank[: source.skeletons.site_ptr[1]] >= 0).all()
