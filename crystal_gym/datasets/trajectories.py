@@ -126,7 +126,7 @@ def in_source_order(trajectories: Trajectories) -> Trajectories:
     """
     skeletons = trajectories.skeletons
     owner = np.repeat(np.arange(len(skeletons)), skeletons.n_sites)
-    order = np.lexsort([skeletons.source_rank, owner])
+    order = np.lexsort((skeletons.source_rank, owner))
     number = np.empty(len(owner), dtype=np.int64)
     number[order] = np.arange(len(owner)) - skeletons.site_ptr[owner]
     first = skeletons.site_ptr[trajectories.skeleton[trajectories.episode]]
