@@ -28,7 +28,9 @@ import d3rlpy
 import minari
 import numpy as np
 import torch
+from d3rlpy.algos.qlearning.base import QLearningAlgoBase
 from d3rlpy.base import LearnableConfig
+from d3rlpy.constants import ActionSpace
 from d3rlpy.optimizers.optimizers import AdamWFactory
 from d3rlpy.serializable_config import CONFIG_STORAGE
 from torch import nn
@@ -486,7 +488,17 @@ def _algorithm(config: TrainConfig, device: str) -> Any:
         "optim_factory": optimizer,
     }
     known = {f.name for f in dataclasses.fields(kind)}
-    return kind(**{k: v for k, v in wanted.items() if k in known}).create(device=device)
+    algorithm = kind(**{k: v for k, v in wanted.items() if k in known}).create(device=device)
+    if (
+        not isinstance(algorithm, QLearningAlgoBase)
+        or algorithm.get_action_type() != ActionSpace.DISCRETE
+    ):
+        raise ValueError(
+            f"algorithm={config.algorithm!r} does not learn from transitions with discrete "
+            "actions: expected one that does, such as discrete_cql; docs/algorithms.md shows how "
+            "to train the others from Python"
+        )
+    return algorithm
 
 
 def _device(name: str) -> str:

@@ -24,7 +24,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     d3rlpy.seed(0)
-    algorithm = d3rlpy.algos.DQNConfig(encoder_factory=MEGNetEncoderFactory()).create()
+    algorithm = d3rlpy.algos.DQNConfig(encoder_factory=MEGNetEncoderFactory("paper")).create()
     algorithm.create_impl((25,), N_ELEMENTS)
     policy = GreedyPolicy(algorithm)
     task = Task.of_skeletons(load_skeletons(options.skeletons))

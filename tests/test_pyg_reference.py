@@ -14,7 +14,7 @@ pytest.importorskip("torch_geometric")
 from test_agents import built_cql, mini_batch, random_rows, random_set  # noqa: E402
 from torch_geometric.data import Batch  # noqa: E402
 
-from crystal_gym.agents import MEGNet, rows_to_batch  # noqa: E402
+from crystal_gym.agents import MEGNet, MEGNetEncoderFactory, rows_to_batch  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from pyg_megnet import PygCQL, PygMEGNet, pyg_graphs  # noqa: E402
@@ -50,7 +50,8 @@ def test_equals_pyg(focus):
 def test_update_has_the_loss_of_the_plain_one():
     batch = mini_batch(random_set())
     batch.intervals.fill_(1.0)
-    algo, plain = built_cql(random_set()), PygCQL()
+    paper = MEGNetEncoderFactory("paper")
+    algo, plain = built_cql(random_set(), encoder_factory=paper), PygCQL()
     q = algo.impl.modules.q_funcs[0]
     plain.online.network.load_fast(q.encoder.network.state_dict())
     plain.online.head.load_state_dict(q._fc.state_dict())
