@@ -14,7 +14,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,31 +144,34 @@ def _end_session(process: subprocess.Popen[bytes]) -> None:
         if process.poll() is None:
             os.killpg(session, signal.SIGKILL)
     else:
-        _signal(_members(session), signal.SIGTERM)
+        _signal_groups(session, signal.SIGTERM)
         kill_at = time.monotonic() + _GRACE_S
         give_up_at = kill_at + _GRACE_S  # a process that waits for a disk dies when that answers
-        while (members := _members(session)) and time.monotonic() < give_up_at:
+        while _groups(session) and time.monotonic() < give_up_at:
             if time.monotonic() > kill_at:
-                _signal(members, signal.SIGKILL)  # again each time: they may have forked since
+                _signal_groups(session, signal.SIGKILL)
             time.sleep(0.01)
+        # One that was born while /proc was read is not in the list, but it is in the group.
+        _signal_groups(session, signal.SIGKILL)
     process.wait()
 
 
-def _signal(pids: Iterable[int], number: int) -> None:
-    for pid in pids:
+def _signal_groups(session: int, number: int) -> None:
+    """Signal the groups of a session: the kernel lets no process of a group fork meanwhile."""
+    for group in {session, *_groups(session)}:
         try:
-            os.kill(pid, number)
+            os.killpg(group, number)
         except ProcessLookupError:
             continue
 
 
-def _members(session: int) -> list[int]:
-    """Return the living processes of a session: MPI gives every rank a process group of its own."""
-    return [pid for pid, state, sid in _processes() if sid == session and state not in "ZX"]
+def _groups(session: int) -> set[int]:
+    """Return the groups of a session with living processes: MPI gives every rank its own."""
+    return {group for state, group, sid in _processes() if sid == session and state not in "ZX"}
 
 
-def _processes() -> Iterator[tuple[int, str, int]]:
-    """Yield process id, state and session of every process of the machine."""
+def _processes() -> Iterator[tuple[str, int, int]]:
+    """Yield state, process group and session of every process of the machine."""
     for name in os.listdir(_PROC):
         if not name.isdigit():
             continue
@@ -177,5 +180,5 @@ def _processes() -> Iterator[tuple[int, str, int]]:
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # it ended meanwhile
         # "pid (name) state ppid pgrp session ..."; a name may hold spaces and parentheses.
-        state, _, _, session = text.rsplit(")", 1)[1].split()[:4]
-        yield int(name), state, int(session)
+        state, _, group, session = text.rsplit(")", 1)[1].split()[:4]
+        yield state, int(group), int(session)
