@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from crystal_gym.element_embedding import EMBEDDING_SIZE, decode
-from crystal_gym.elements import N_ELEMENTS
+from crystal_gym.elements import N_ELEMENTS, mask_rows
 
 __all__ = [
     "CHUNK",
     "HighestValue",
     "LikelyHighestValue",
     "NearestElement",
+    "allowed_actions",
     "as_rows",
     "best",
     "chooser_of",
@@ -194,6 +195,16 @@ def require_built(algorithm: Algorithm) -> None:
             f"{name} was built for {found} actions: expected the {N_ELEMENTS} elements; train it "
             "on load_d3rlpy(...)"
         )
+
+
+def allowed_actions(action_mask: NDArray[np.int8] | None, n_rows: int) -> Tensor:
+    """Return a mask (None: all elements) as bool ``(n_rows, 88)``.
+
+    Raises:
+        ValueError: If its shape does not fit or it allows nothing in a row.
+    """
+    mask = np.ones(N_ELEMENTS, np.int8) if action_mask is None else action_mask
+    return torch.from_numpy(mask_rows(mask, n_rows).copy())
 
 
 def as_rows(observations: NDArray[np.float32]) -> NDArray[np.float32]:

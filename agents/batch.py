@@ -117,9 +117,7 @@ def rows_to_batch(rows: Tensor) -> GraphBatch:
         KeyError: If the skeleton set of compact rows is not in memory.
         ValueError: If rows of different tables, or compact and packed rows, are mixed.
     """
-    # Below 1 are packed rows, rows of zeros, and the uniform noise with which d3rlpy probes the
-    # width of an encoder's output.
-    table_id = int(rows[:, 0].max()) if len(rows) else 0
+    table_id = _table_id(rows)
     if table_id < 1:
         return _from_packed(rows)
     present = rows[:, 0] != 0
@@ -136,9 +134,16 @@ def rows_to_batch(rows: Tensor) -> GraphBatch:
 def focus_every_site(rows: Tensor) -> Tensor:
     """Return rows ``(B, D)`` whose focus is :data:`EVERY_SITE`, for the encoders that take it."""
     rows = rows.clone()
-    # Compact rows have a table's number, packed ones 0, and the focus in another column.
-    rows[:, 2 if float(rows[:, 0].max()) >= 1 else 3] = EVERY_SITE
+    header = COMPACT_HEADER if _table_id(rows) else PACKED_HEADER
+    rows[:, header.index("focus")] = EVERY_SITE
     return rows
+
+
+def _table_id(rows: Tensor) -> int:
+    """Return the table of compact rows, 0 for packed ones."""
+    # Below 1 are packed rows, rows of zeros, and the uniform noise with which d3rlpy probes the
+    # width of an encoder's output.
+    return int(rows[:, 0].max()) if len(rows) else 0
 
 
 @dataclass(frozen=True, eq=False)

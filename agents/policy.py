@@ -6,7 +6,6 @@ A saved policy is a folder of two files: ``config.json`` and ``weights.pt``, whi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import platform
@@ -23,12 +22,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import crystal_gym
-from crystal_gym.agents.acting import CHUNK, Algorithm, as_rows, chooser_of
+from crystal_gym.agents.acting import CHUNK, Algorithm, allowed_actions, as_rows, chooser_of
 from crystal_gym.agents.transformer_policy import TransformerPolicy
-from crystal_gym.elements import ELEMENTS, N_ELEMENTS, mask_rows
-from crystal_gym.files import atomic_path
+from crystal_gym.elements import ELEMENTS, N_ELEMENTS
+from crystal_gym.files import atomic_path, sha256_of
 
-__all__ = ["GreedyPolicy", "load_policy", "load_saved_policy", "load_weights", "save_policy"]
+__all__ = [
+    "GreedyPolicy",
+    "load_policy",
+    "load_saved_policy",
+    "load_weights",
+    "policy_folder",
+    "save_policy",
+]
 
 BUNDLED_POLICY = Path(crystal_gym.__file__).parent / "data" / "policy"
 """Folder of the policy that comes with the package; its model card is beside it."""
@@ -105,8 +111,7 @@ class GreedyPolicy:
         Raises:
             ValueError: If shapes do not fit or a mask allows nothing.
         """
-        mask = np.ones(N_ELEMENTS, np.int8) if action_mask is None else action_mask
-        allowed = torch.from_numpy(mask_rows(mask, len(observations)).copy())
+        allowed = allowed_actions(action_mask, len(observations))
 
         def choose(x: Tensor, rows: slice) -> Tensor:
             return self._chooser(x, allowed[rows].to(x.device))
@@ -183,7 +188,7 @@ def save_policy(
     weights = {k: v.detach().cpu() for k, v in weights.items()}
     with atomic_path(folder / _WEIGHTS) as path:
         torch.save(weights, path)
-        config["weights_sha256"] = _sha256(path)
+        config["weights_sha256"] = sha256_of(path)
     with atomic_path(folder / _CONFIG) as path:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -203,7 +208,7 @@ def load_saved_policy(folder: Path | str, device: str = "cpu") -> GreedyPolicy |
     _require_folder(folder)
     config = _read_config(folder / _CONFIG)
     weights = _read_weights(folder / _WEIGHTS)
-    if _sha256(folder / _WEIGHTS) != config.get("weights_sha256"):
+    if sha256_of(folder / _WEIGHTS) != config.get("weights_sha256"):
         raise ValueError(
             f"{folder / _WEIGHTS} is not the file that {_CONFIG} was written with: expected the "
             f"checksum {config.get('weights_sha256')}; save the policy again"
@@ -242,10 +247,13 @@ def load_policy(
         >>> policy = load_policy()  # doctest: +SKIP
         >>> policy.predict(observations)  # doctest: +SKIP
     """
-    folder = BUNDLED_POLICY if path is None else Path(path)
-    if (folder / "policy" / _CONFIG).exists():
-        folder = folder / "policy"
-    return load_saved_policy(folder, device)
+    return load_saved_policy(BUNDLED_POLICY if path is None else policy_folder(path), device)
+
+
+def policy_folder(path: Path | str) -> Path:
+    """Return the folder of a saved policy: ``policy/`` in that of a training run, or itself."""
+    inner = Path(path) / "policy"
+    return inner if (inner / _CONFIG).exists() else Path(path)
 
 
 def load_weights(folder: Path | str) -> dict[str, Tensor]:
@@ -255,9 +263,7 @@ def load_weights(folder: Path | str) -> dict[str, Tensor]:
         FileNotFoundError: If the folder or one of its files is missing.
         ValueError: If a file is damaged, of another version, or could run code.
     """
-    folder = Path(folder)
-    if (folder / "policy" / _CONFIG).exists():
-        folder = folder / "policy"
+    folder = policy_folder(folder)
     _require_folder(folder)
     _read_config(folder / _CONFIG)
     return _read_weights(folder / _WEIGHTS)
@@ -335,10 +341,6 @@ def _build(config: dict[str, Any], folder: Path, device: str) -> Algorithm:
             f"{d3rlpy.__version__}; save the policy again"
         ) from error
     return algorithm
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _one_line(error: BaseException) -> str:

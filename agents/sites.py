@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from d3rlpy.torch_utility import TorchMiniBatch
 from torch import Tensor, nn
 
-from crystal_gym.agents.batch import focus_every_site, rows_to_batch
+from crystal_gym.agents.batch import focus_every_site
+from crystal_gym.envs.observations import COMPACT_HEADER
 
 __all__ = ["SiteValues", "site_values"]
 
@@ -56,13 +57,13 @@ def site_values(network: nn.Module, batch: TorchMiniBatch) -> SiteValues:
         values = _values(network(rows))
         return SiteValues(values, values, batch.actions.long().view(-1))
     every = _values(network(focus_every_site(rows)))
-    graphs = rows_to_batch(rows)
-    sites = graphs.empty_sites
-    graph = graphs.node_graph[sites]
+    # Only our replay buffer knows what is finished, and its rows are compact.
     tokens = torch.from_numpy(finished).to(rows.device)
-    actions = tokens[graph, sites - graphs.node_start[graph]].long() - 1
-    in_focus = graphs.focus[sites].nonzero()[:, 0]
-    return SiteValues(every[in_focus], every, actions)
+    site = torch.arange(tokens.shape[1], device=rows.device)
+    now = rows[:, len(COMPACT_HEADER) + site]
+    empty = (now == 0) & (tokens > 0)
+    in_focus = site == rows[:, COMPACT_HEADER.index("focus"), None]
+    return SiteValues(every[in_focus[empty]], every, tokens[empty].long() - 1)
 
 
 def _values(output: Any) -> Tensor:

@@ -41,8 +41,7 @@ from crystal_gym.agents.cql import CrystalCQLConfig
 from crystal_gym.agents.encoders import MEGNetEncoderFactory
 from crystal_gym.agents.policy import GreedyPolicy, load_weights, save_policy
 from crystal_gym.agents.schedules import WarmupCosineFactory
-from crystal_gym.datasets.minari_io import read_trajectories
-from crystal_gym.datasets.replay import CrystalReplayBuffer, load_d3rlpy
+from crystal_gym.datasets.replay import CrystalReplayBuffer, load_d3rlpy, load_trajectories
 from crystal_gym.datasets.trajectories import Trajectories, in_source_order
 from crystal_gym.evaluation import Scores, Task, rollout, score
 from crystal_gym.evaluation.metrics import compositions
@@ -125,8 +124,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "evaluate_every", "validation_crystals"):
             _require(self, name, getattr(self, name) >= 1, "a whole number above 0")
-        for name in ("learning_rate",):
-            _require(self, name, 0 < getattr(self, name) < math.inf, "a number above 0")
+        _require(self, "learning_rate", 0 < self.learning_rate < math.inf, "a number above 0")
         _require(self, "averaging", 0 <= self.averaging < 1, "a share from 0 to below 1")
         for name, choices in (
             ("site_order", ("canonical", "source")),
@@ -135,6 +133,13 @@ class TrainConfig:
             _require(self, name, getattr(self, name) in choices, " or ".join(choices))
         if self.algorithm not in PRESETS:
             _d3rlpy_config(self.algorithm)
+
+    @property
+    def targets(self) -> tuple[float | str, ...] | None:
+        """Targets of the samples: those that were set, else those of the algorithm's name."""
+        if self.target_gap is not None or self.algorithm not in PRESETS:
+            return self.target_gap
+        return PRESETS[self.algorithm][1]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
@@ -255,7 +260,8 @@ class _Run:
         self.targets = held_out.band_gap_ev if self.buffer.targets.conditional else None
         self.algorithm = _algorithm(config, self.device)
         self.algorithm.build_with_dataset(self.buffer)
-        self.network = GreedyPolicy(self.algorithm).stored
+        acting = GreedyPolicy(self.algorithm)
+        self.network = acting.stored
         if config.start_from is not None:
             self.network.load_state_dict(load_weights(config.start_from))
             modules = self.algorithm.impl.modules
@@ -263,7 +269,7 @@ class _Run:
                 modules.targ_q_funcs.load_state_dict(modules.q_funcs.state_dict())
         _set_precision(self.network, config.precision, self.device)
         # Acts by the running average of the weights.
-        self.policy = copy.deepcopy(GreedyPolicy(self.algorithm))
+        self.policy = copy.deepcopy(acting)
         self.averaged = self.policy.stored.requires_grad_(False)
         self.step = self.saved_step = self.stale = 0
         self.seconds = 0.0
@@ -449,14 +455,14 @@ def _data(config: TrainConfig) -> tuple[Trajectories, Trajectories]:
     validation = config.validation
     if validation is None and f"{name}-val-{number}" in local:
         validation = f"{name}-val-{number}"
-    parts = [load_d3rlpy(config.dataset).trajectories]
+    parts = [load_trajectories(config.dataset)]
     if validation is not None:
         if validation not in local:
             raise ValueError(
                 f"validation={validation!r} is not on this machine: expected a Minari dataset; "
                 "`crystal-gym data list` shows them"
             )
-        parts.append(read_trajectories(minari.load_dataset(validation)))
+        parts.append(load_trajectories(validation))
     else:
         held_out = parts[0].skeleton % 10 == 9
         parts = [parts[0].subset(np.flatnonzero(p)) for p in (~held_out, held_out)]
@@ -466,10 +472,7 @@ def _data(config: TrainConfig) -> tuple[Trajectories, Trajectories]:
 
 
 def _buffer(config: TrainConfig, training: Trajectories) -> CrystalReplayBuffer:
-    targets = config.target_gap
-    if targets is None and config.algorithm in PRESETS:
-        targets = PRESETS[config.algorithm][1]
-    return load_d3rlpy(training, targets, balance=config.balance, seed=config.seed)
+    return load_d3rlpy(training, config.targets, balance=config.balance, seed=config.seed)
 
 
 def _algorithm(config: TrainConfig, device: str) -> Any:

@@ -10,6 +10,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -300,6 +301,7 @@ class SiteTransformer(nn.Module):
         )
 
 
+@lru_cache(maxsize=8)
 def _chemistry(device: torch.device) -> tuple[Tensor, Tensor]:
     """Return group and period of every token, 0 for none."""
     return tuple(  # type: ignore[return-value]

@@ -13,9 +13,16 @@ from d3rlpy.torch_utility import unwrap_ddp_model
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from crystal_gym.agents.acting import CHUNK, Algorithm, as_rows, best, nearest, require_built
+from crystal_gym.agents.acting import (
+    CHUNK,
+    Algorithm,
+    allowed_actions,
+    as_rows,
+    best,
+    nearest,
+    require_built,
+)
 from crystal_gym.element_embedding import embed
-from crystal_gym.elements import N_ELEMENTS, mask_rows
 from crystal_gym.envs.observations import COMPACT_HEADER, PACKED_HEADER, PackedLayout
 from crystal_gym.skeletons import registered_set
 
@@ -93,8 +100,7 @@ class TransformerPolicy:
                 its episode.
         """
         rows = as_rows(observations)
-        mask = np.ones(N_ELEMENTS, np.int8) if action_mask is None else action_mask
-        allowed = torch.from_numpy(mask_rows(mask, len(rows)).copy())
+        allowed = allowed_actions(action_mask, len(rows))
         self._continue_episodes(rows)
         size = max(1, CHUNK // self.algorithm.config.context_size)
         parts = [torch.zeros(0, dtype=torch.int64)]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from crystal_gym.agents import MEGNetEncoderFactory
-from crystal_gym.datasets import load_d3rlpy
+from crystal_gym.datasets.replay import load_trajectories
 from crystal_gym.datasets.trajectories import Trajectories
 from crystal_gym.envs.observations import compact_rows
 from crystal_gym.skeletons import SkeletonSet
@@ -77,8 +77,8 @@ def main() -> None:
     parser.add_argument("--precision", default="float32")
     options = parser.parse_args()
     torch.manual_seed(0)
-    rows, _, _, gaps = one_each(load_d3rlpy("crystal-mp20-v0").trajectories)
-    validation = load_d3rlpy("crystal-mp20-val-v0").trajectories
+    rows, _, _, gaps = one_each(load_trajectories("crystal-mp20-v0"))
+    validation = load_trajectories("crystal-mp20-val-v0")
     _, skeleton, tokens, true = one_each(validation)
     goal = torch.from_numpy(gaps).float()
     model = GapRegressor()

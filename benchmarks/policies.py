@@ -15,14 +15,12 @@ import dataclasses
 import json
 from pathlib import Path
 
-import minari
 import numpy as np
 import torch
 from gap_regressor import load
 
-from crystal_gym.agents import load_policy
-from crystal_gym.datasets import load_d3rlpy
-from crystal_gym.datasets.minari_io import read_trajectories
+from crystal_gym.agents import TrainConfig, load_policy
+from crystal_gym.datasets.replay import load_trajectories
 from crystal_gym.datasets.trajectories import in_source_order
 from crystal_gym.evaluation import Task, rollout, score
 from crystal_gym.evaluation.metrics import compositions
@@ -39,19 +37,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    validation = read_trajectories(minari.load_dataset("crystal-mp20-val-v0"))
-    known = compositions(load_d3rlpy("crystal-mp20-v0").trajectories.finished)
+    validation = load_trajectories("crystal-mp20-val-v0")
+    known = compositions(load_trajectories("crystal-mp20-v0").finished)
     gap_model, error = (None, None) if options.gap_model is None else load(options.gap_model)
     results = []
     for name in options.runs:
         policy = load_policy(None if name == "bundled" else name)
-        settings = policy.metadata["settings"]
-        source = settings["site_order"] == "source"
+        settings = TrainConfig.from_dict(policy.metadata["settings"])
+        source = settings.site_order == "source"
         task = Task.of_trajectories(in_source_order(validation) if source else validation)
-        conditional = settings["algorithm"] in ("goal-bc", "c-cql") or settings["target_gap"]
-        for target in TARGETS_EV if conditional else (None,):
+        for target in (None,) if settings.targets is None else TARGETS_EV:
             tokens = rollout(policy, task, target, progress=True)
-            row = {"run": name, "algorithm": settings["algorithm"], "seed": settings["seed"]}
+            row = {"run": name, "algorithm": settings.algorithm, "seed": settings.seed}
             row |= {"target_ev": target, **dataclasses.asdict(score(tokens, task, known))}
             if gap_model is not None and not source:
                 gaps = gap_model.predict(task.skeletons, task.skeleton, tokens)

@@ -29,7 +29,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from crystal_gym.elements import ATOMIC_NUMBERS, N_ELEMENTS, mask_rows
+from crystal_gym.elements import ATOMIC_NUMBERS, GROUP, N_ELEMENTS, PERIOD, mask_rows
 
 __all__ = ["EMBEDDING", "EMBEDDING_COLUMNS", "EMBEDDING_SIZE", "decode", "embed"]
 
@@ -62,28 +62,12 @@ _RADIUS = (
     1.75, 1.75, 1.55, 1.45, 1.35, 1.35, 1.30, 1.35, 1.35, 1.35, 1.50, 1.90, 1.80, 1.60,
     1.95, 1.80, 1.80, 1.75, 1.75, 1.75,
 )  # fmt: skip
-_NOBLE = np.array([0, 2, 10, 18, 36, 54, 86])
-
-
-def _period_group_f_place(z: int) -> tuple[int, int, int]:
-    period = int(np.searchsorted(_NOBLE, z))
-    place = z - int(_NOBLE[period - 1])
-    if period == 1:
-        return 1, 1 if place == 1 else 18, 0
-    if place <= 2:
-        return period, place, 0
-    if period <= 3:
-        return period, place + 10, 0
-    if period <= 5:
-        return period, place, 0
-    if place <= 17:
-        return period, 3, place - 3
-    return period, place - 14, 0
 
 
 def _table() -> NDArray[np.float64]:
-    places = np.array([_period_group_f_place(z) for z in ATOMIC_NUMBERS.tolist()])
-    return np.column_stack([places, _ELECTRONEGATIVITY, _RADIUS])
+    first = np.where(PERIOD == 6, 57, 89)  # La and Ac
+    f_place = np.where((GROUP == 3) & (PERIOD >= 6), ATOMIC_NUMBERS - first, 0)
+    return np.column_stack([PERIOD, GROUP, f_place, _ELECTRONEGATIVITY, _RADIUS])
 
 
 def _scaled(table: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from crystal_gym.agents.policy import BUNDLED_POLICY, load_policy, load_weights
+from crystal_gym.agents.policy import BUNDLED_POLICY, load_policy, load_weights, policy_folder
 from crystal_gym.files import atomic_path, sha256_of
 
 
@@ -21,9 +21,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     run = parser.parse_args().run
-    source = run / "policy" if (run / "policy").exists() else run
-    load_policy(source)  # refuses what is damaged
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    load_policy(run)  # refuses what is damaged
+    config = json.loads((policy_folder(run) / "config.json").read_text(encoding="utf-8"))
     weights = {k: v.half() if v.is_floating_point() else v for k, v in load_weights(run).items()}
     with atomic_path(BUNDLED_POLICY / "weights.pt") as path:
         torch.save(weights, path)

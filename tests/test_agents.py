@@ -371,6 +371,8 @@ def test_half_of_the_loss_is_over_every_empty_site():
     skeletons = random_set()
     table_rows = random_rows(skeletons)
     finished = np.random.default_rng(5).integers(1, 89, (len(table_rows), skeletons.max_sites))
+    n_sites = skeletons.n_sites[table_rows[:, 1].long().numpy()]
+    finished[np.arange(skeletons.max_sites) >= n_sites[:, None]] = 0
     network = built_cql(skeletons).impl.modules.q_funcs[0].eval()
     unfinished = table_rows[:, 2] < torch.from_numpy(skeletons.n_sites)[table_rows[:, 1].long()]
     rows, finished = table_rows[unfinished], finished[unfinished]

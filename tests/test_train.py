@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ d3rlpy = pytest.importorskip("d3rlpy")
 
 from crystal_gym.agents import TrainConfig, load_policy, train  # noqa: E402
 from crystal_gym.agents import training as T  # noqa: E402
-from crystal_gym.cli import main  # noqa: E402
+from crystal_gym.cli import _TRAIN_SETTINGS, main  # noqa: E402
 from crystal_gym.datasets import build_mini  # noqa: E402
 
 
@@ -215,6 +216,12 @@ def test_bad_settings_get_one_sentence(changes, message, dataset_id, tmp_path, c
     path.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in base.items()))
     assert main(["train", "--config", str(path), "-o", str(tmp_path / "run")]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_the_command_line_has_every_setting():
+    assert {"algorithm", "target_gap", *_TRAIN_SETTINGS} == {
+        field.name for field in dataclasses.fields(TrainConfig)
+    }
 
 
 def test_the_command_line_wins_over_the_file(dataset_id, tmp_path, capsys):

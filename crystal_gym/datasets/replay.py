@@ -22,7 +22,13 @@ from crystal_gym.elements import N_ELEMENTS
 from crystal_gym.envs.observations import COMPACT_HEADER, compact_rows
 from crystal_gym.rewards import Reward
 
-__all__ = ["BALANCED_RANGE_EV", "CrystalMiniBatch", "CrystalReplayBuffer", "load_d3rlpy"]
+__all__ = [
+    "BALANCED_RANGE_EV",
+    "CrystalMiniBatch",
+    "CrystalReplayBuffer",
+    "load_d3rlpy",
+    "load_trajectories",
+]
 
 BALANCED_RANGE_EV = 0.5
 """Width of the ranges of gaps that ``balance`` makes equal."""
@@ -73,6 +79,25 @@ def load_d3rlpy(
     """
     sampler = TargetSampler(target_gap)
     _check_actions(actions)
+    return CrystalReplayBuffer(
+        load_trajectories(dataset, progress=progress),
+        sampler,
+        actions=actions,
+        reward=reward,
+        failure_reward=failure_reward,
+        balance=balance,
+        seed=seed,
+    )
+
+
+def load_trajectories(
+    dataset: str | minari.MinariDataset | Trajectories, *, progress: bool = False
+) -> Trajectories:
+    """Return the episodes of a dataset in columns, by its id or as an object.
+
+    Raises:
+        ValueError: If the dataset is not there or does not hold compact observations.
+    """
     if isinstance(dataset, str):
         local = minari.list_local_datasets()
         if dataset not in local:
@@ -82,17 +107,9 @@ def load_d3rlpy(
                 "`crystal-gym data build mini`"
             )
         dataset = minari.load_dataset(dataset)
-    if not isinstance(dataset, Trajectories):
-        dataset = read_trajectories(dataset, progress=progress)
-    return CrystalReplayBuffer(
-        dataset,
-        sampler,
-        actions=actions,
-        reward=reward,
-        failure_reward=failure_reward,
-        balance=balance,
-        seed=seed,
-    )
+    if isinstance(dataset, Trajectories):
+        return dataset
+    return read_trajectories(dataset, progress=progress)
 
 
 def _check_actions(actions: str) -> None:

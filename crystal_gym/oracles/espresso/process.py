@@ -14,7 +14,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,21 +144,21 @@ def _end_session(process: subprocess.Popen[bytes]) -> None:
         if process.poll() is None:
             os.killpg(session, signal.SIGKILL)
     else:
-        _signal_groups(session, signal.SIGTERM)
+        _signal({session, *_groups(session)}, signal.SIGTERM)
         kill_at = time.monotonic() + _GRACE_S
         give_up_at = kill_at + _GRACE_S  # a process that waits for a disk dies when that answers
-        while _groups(session) and time.monotonic() < give_up_at:
+        while (groups := _groups(session)) and time.monotonic() < give_up_at:
             if time.monotonic() > kill_at:
-                _signal_groups(session, signal.SIGKILL)
+                _signal({session, *groups}, signal.SIGKILL)
             time.sleep(0.01)
         # One that was born while /proc was read is not in the list, but it is in the group.
-        _signal_groups(session, signal.SIGKILL)
+        _signal({session, *_groups(session)}, signal.SIGKILL)
     process.wait()
 
 
-def _signal_groups(session: int, number: int) -> None:
-    """Signal the groups of a session: the kernel lets no process of a group fork meanwhile."""
-    for group in {session, *_groups(session)}:
+def _signal(groups: Iterable[int], number: int) -> None:
+    """Signal process groups: the kernel lets no process of a group fork meanwhile."""
+    for group in groups:
         try:
             os.killpg(group, number)
         except ProcessLookupError:
