@@ -31,7 +31,6 @@ import torch
 from d3rlpy.algos.qlearning.base import QLearningAlgoBase
 from d3rlpy.base import LearnableConfig
 from d3rlpy.constants import ActionSpace
-from d3rlpy.optimizers.optimizers import AdamWFactory
 from d3rlpy.serializable_config import CONFIG_STORAGE
 from torch import nn
 from tqdm import tqdm
@@ -39,6 +38,7 @@ from tqdm import tqdm
 from crystal_gym.agents.cloning import CrystalBCConfig
 from crystal_gym.agents.cql import CrystalCQLConfig
 from crystal_gym.agents.encoders import MEGNetEncoderFactory
+from crystal_gym.agents.optimizers import MuonFactory
 from crystal_gym.agents.policy import GreedyPolicy, load_weights, save_policy
 from crystal_gym.agents.schedules import WarmupCosineFactory
 from crystal_gym.datasets.replay import CrystalReplayBuffer, load_d3rlpy, load_trajectories
@@ -81,9 +81,9 @@ class TrainConfig:
             and is there to reproduce the published protocol.
         steps: Gradient steps.
         batch_size: Transitions a step.
-        learning_rate: At its highest, of AdamW; it falls along a cosine.
+        learning_rate: At its highest; it falls along a cosine.
         warmup: Steps in which it rises.
-        weight_decay: Of AdamW.
+        weight_decay: Of the optimizer, :class:`MuonFactory`.
         conservative_weight: Weight of CQL's conservative term.
         gamma: Discount factor.
         averaging: Share of the old value in the running average of the weights, which is what
@@ -107,7 +107,7 @@ class TrainConfig:
     site_order: str = "canonical"
     steps: int = 10_000
     batch_size: int = 256
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     warmup: int = 200
     weight_decay: float = 0.05
     conservative_weight: float = 5.0
@@ -267,10 +267,12 @@ class _Run:
             modules = self.algorithm.impl.modules
             if hasattr(modules, "targ_q_funcs"):
                 modules.targ_q_funcs.load_state_dict(modules.q_funcs.state_dict())
-        _set_precision(self.network, config.precision, self.device)
-        # Acts by the running average of the weights.
+        # Acts by the running average of the weights, in float32.
         self.policy = copy.deepcopy(acting)
         self.averaged = self.policy.stored.requires_grad_(False)
+        for network in _stateful(self.algorithm.impl.modules).values():
+            if isinstance(network, nn.Module):
+                _set_precision(network, config.precision, self.device)
         self.step = self.saved_step = self.stale = 0
         self.seconds = 0.0
         self.best: Scores | None = None
@@ -477,7 +479,7 @@ def _buffer(config: TrainConfig, training: Trajectories) -> CrystalReplayBuffer:
 
 def _algorithm(config: TrainConfig, device: str) -> Any:
     kind = PRESETS.get(config.algorithm, (None,))[0] or _d3rlpy_config(config.algorithm)
-    optimizer = AdamWFactory(
+    optimizer = MuonFactory(
         weight_decay=config.weight_decay,
         clip_grad_norm=1.0,
         lr_scheduler_factory=WarmupCosineFactory(config.warmup, config.steps),

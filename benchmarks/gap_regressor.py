@@ -86,6 +86,7 @@ def main() -> None:
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
     )
+    average.module.encoder.network.precision = torch.float32
     optimizer = torch.optim.AdamW(model.parameters(), options.learning_rate, weight_decay=0.05)
     total = options.epochs * math.ceil(len(rows) / options.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
