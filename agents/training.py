@@ -75,6 +75,8 @@ class TrainConfig:
         target_gap: Targets in eV, ``uniform`` or ``hindsight``, one of them drawn for each
             sample; by default what the algorithm's name says.
         balance: 0 draws all transitions alike, 1 all ranges of gaps.
+        reorder: Share of the samples that fill their crystal in an order drawn at random instead
+            of the stored one.
         preset: Network, ``default`` or ``paper``.
         focus: How the network is told the next site: ``node``, or ``index`` as published.
         site_order: ``canonical``, or ``source``: the order of the files, which leaks the elements
@@ -102,6 +104,7 @@ class TrainConfig:
     validation: str | None = None
     target_gap: tuple[float | str, ...] | None = None
     balance: float = 0.0
+    reorder: float = 0.5
     preset: str = "default"
     focus: str = "node"
     site_order: str = "canonical"
@@ -474,7 +477,9 @@ def _data(config: TrainConfig) -> tuple[Trajectories, Trajectories]:
 
 
 def _buffer(config: TrainConfig, training: Trajectories) -> CrystalReplayBuffer:
-    return load_d3rlpy(training, config.targets, balance=config.balance, seed=config.seed)
+    return load_d3rlpy(
+        training, config.targets, balance=config.balance, reorder=config.reorder, seed=config.seed
+    )
 
 
 def _algorithm(config: TrainConfig, device: str) -> Any:

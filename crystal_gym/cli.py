@@ -198,7 +198,7 @@ _TRAIN_SETTINGS: dict[str, type] = {
     **dict.fromkeys(("steps", "batch_size", "warmup", "evaluate_every"), int),
     **dict.fromkeys(("validation_crystals", "patience", "seed"), int),
     **dict.fromkeys(("learning_rate", "weight_decay", "conservative_weight"), float),
-    **dict.fromkeys(("gamma", "averaging", "balance"), float),
+    **dict.fromkeys(("gamma", "averaging", "balance", "reorder"), float),
     **dict.fromkeys(("device", "precision"), str),
 }
 

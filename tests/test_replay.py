@@ -410,3 +410,53 @@ def test_an_unknown_dataset_is_refused_naming_those_at_hand(empty_minari):
 def test_a_bad_target_is_refused_before_anything_is_read(target):
     with pytest.raises((ValueError, TypeError), match="target_gap"):
         load_d3rlpy("crystal-none-v0", target)
+
+
+def test_reordered_transitions_are_steps_of_other_orders(trajectories):
+    buffer = load_d3rlpy(trajectories, target_gap="hindsight", reorder=1.0, seed=0)
+    batch = buffer.sample_transition_batch(2000)
+    focus, number = COMPACT_HEADER.index("focus"), COMPACT_HEADER.index("skeleton")
+    width = batch.finished.shape[1]
+    tokens = slice(len(COMPACT_HEADER), len(COMPACT_HEADER) + width)
+    breadth_first = {
+        (int(skeleton), row.tobytes())
+        for skeleton, row in zip(
+            trajectories.skeleton[trajectories.episode], trajectories.tokens > 0, strict=True
+        )
+    }
+    new, starts = 0, set()
+    for i in range(2000):
+        now, then = batch.observations[i], batch.next_observations[i]
+        finished, site, action = batch.finished[i], int(now[focus]), int(batch.actions[i, 0])
+        n_sites, filled = np.count_nonzero(finished), now[tokens] > 0
+        np.testing.assert_array_equal(now[tokens][filled], finished[filled])
+        assert not filled[site] and finished[site] == action + 1
+        expected = now[tokens].copy()
+        expected[site] = action + 1
+        np.testing.assert_array_equal(then[tokens], expected)
+        last = np.count_nonzero(filled) == n_sites - 1
+        assert bool(batch.terminals[i, 0]) == last
+        following = int(then[focus])
+        if last:
+            assert following == n_sites and batch.next_actions[i, 0] == 0
+        else:
+            assert batch.rewards[i, 0] == 0 and expected[following] == 0
+            assert batch.next_actions[i, 0] == finished[following] - 1
+        new += (int(now[number]), filled.tobytes()) not in breadth_first
+        if not filled.any():
+            starts.add((int(now[number]), site))
+    assert new > 100
+    assert len(starts) > len(trajectories.skeletons)
+    ends = batch.terminals[:, 0] > 0
+    assert np.ptp(batch.rewards[ends, 0]) > 0
+
+
+def test_reorder_is_a_share(trajectories):
+    stored, mixed = (load_d3rlpy(trajectories, 3.0, reorder=r, seed=0) for r in (0.0, 0.3))
+    one, other = (buffer.sample_transition_batch(4000) for buffer in (stored, mixed))
+    changed = (one.observations != other.observations).any(1)
+    assert 0.1 < changed.mean() < 0.3  # a random order can give the stored state
+    np.testing.assert_array_equal(one.terminals, other.terminals)
+    np.testing.assert_array_equal(one.rewards, other.rewards)
+    with pytest.raises(ValueError, match=r"reorder=1.5 is out of range: expected 0"):
+        load_d3rlpy(trajectories, reorder=1.5)

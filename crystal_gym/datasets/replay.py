@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import d3rlpy
 import minari
@@ -50,6 +50,7 @@ def load_d3rlpy(
     reward: str | Reward = "formation",
     failure_reward: float = 0.0,
     balance: float = 0.0,
+    reorder: float = 0.0,
     seed: int = 0,
     progress: bool = False,
 ) -> CrystalReplayBuffer:
@@ -70,6 +71,9 @@ def load_d3rlpy(
         balance: 0 draws every transition alike; 1 draws every range of gaps alike (half an eV
             each), so that the few crystals with a wide gap count as much as the many with a
             narrow one; between them, a power of the weights.
+        reorder: Share of the sampled transitions that fill their crystal in an order drawn at
+            random instead of the stored one: what belongs on a site does not depend on the order,
+            so these are new states with known answers.
         seed: Of the sampling.
         progress: Show a progress bar while reading.
 
@@ -86,6 +90,7 @@ def load_d3rlpy(
         reward=reward,
         failure_reward=failure_reward,
         balance=balance,
+        reorder=reorder,
         seed=seed,
     )
 
@@ -131,6 +136,16 @@ class CrystalMiniBatch(TransitionMiniBatch):
     finished: NDArray[np.int8]
 
 
+class _Moves(NamedTuple):
+    """What is done at the steps of a batch: tokens before, site, element; the next two."""
+
+    tokens: NDArray[np.int8]
+    site: NDArray[np.int16]
+    action: NDArray[np.int16]
+    next_site: NDArray[np.int16]
+    next_action: NDArray[np.int16]
+
+
 def _cumulated_weights(trajectories: Trajectories, balance: float) -> NDArray[np.float64]:
     """Return the cumulated probability of every transition, ``(T,)``."""
     gap_range = np.floor(trajectories.band_gap_ev / BALANCED_RANGE_EV).clip(0).astype(np.int64)
@@ -156,6 +171,7 @@ class CrystalReplayBuffer(ReplayBuffer):
         reward: As in ``gym.make``.
         failure_reward: As in ``gym.make``.
         balance: As in :func:`load_d3rlpy`.
+        reorder: As in :func:`load_d3rlpy`.
         seed: Of the sampling.
 
     Attributes:
@@ -171,19 +187,22 @@ class CrystalReplayBuffer(ReplayBuffer):
         reward: str | Reward = "formation",
         failure_reward: float = 0.0,
         balance: float = 0.0,
+        reorder: float = 0.0,
         seed: int = 0,
     ) -> None:
         _check_actions(actions)
-        if not 0.0 <= balance <= 1.0:
-            raise ValueError(
-                f"balance={balance} is out of range: expected 0 (all transitions alike) to 1 (all "
-                "ranges of gaps alike)"
-            )
+        for name, value, meaning in (
+            ("balance", balance, "0 (all transitions alike) to 1 (all ranges of gaps alike)"),
+            ("reorder", reorder, "0 (stored orders alone) to 1 (random ones alone)"),
+        ):
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name}={value} is out of range: expected {meaning}")
         kind, size, self._shown = _ACTION_FORMS[actions]
         self.trajectories = trajectories
         self.targets = targets
         self._reward = reward
         self._failure_reward = failure_reward
+        self._reorder = reorder
         self.generator = np.random.default_rng(seed)
         self._cumulated = _cumulated_weights(trajectories, balance) if balance else None
         length = np.diff(trajectories.step_ptr)
@@ -212,7 +231,11 @@ class CrystalReplayBuffer(ReplayBuffer):
             index = self.generator.integers(len(self._terminal), size=batch_size)
         else:
             index = np.searchsorted(self._cumulated, self.generator.random(batch_size), "right")
-        return self.transitions(index, self._draw_targets(index))
+        targets = self._draw_targets(index)
+        if not self._reorder:
+            return self.transitions(index, targets)
+        anew = self.generator.random(batch_size) < self._reorder
+        return self._batch(self._in_random_order(index, anew), index, targets)
 
     def sample_transition(self) -> Transition:
         """Return one transition."""
@@ -227,21 +250,54 @@ class CrystalReplayBuffer(ReplayBuffer):
             index: Transition numbers, ``(B,)``.
             target_gap: eV, ``(B,)``, None without a target.
         """
+        return self._batch(self._as_stored(index), index, target_gap)
+
+    def _as_stored(self, index: NDArray[np.int64]) -> _Moves:
         data = self.trajectories
-        rows = np.arange(len(index))
+        return _Moves(
+            data.tokens[index],
+            data.traversal[index],
+            data.actions[index],
+            self._next_focus[index],
+            self._next_action[index],
+        )
+
+    def _in_random_order(self, index: NDArray[np.int64], anew: NDArray[np.bool_]) -> _Moves:
+        """Return the moves at the same steps, some of them in orders drawn at random."""
+        data, moves = self.trajectories, self._as_stored(index)
+        index, episode = index[anew], data.episode[index[anew]]
+        n_sites, step = np.diff(data.step_ptr)[episode], data.step[index]
+        finished = data.finished[episode]
+        drawn = self.generator.random(finished.shape)
+        drawn[np.arange(finished.shape[1]) >= n_sites[:, None]] = np.inf
+        order = np.argsort(drawn, 1)
+        rows, last = np.arange(len(index)), self._terminal[index]
+        site, following = order[rows, step], order[rows, np.minimum(step + 1, n_sites - 1)]
+        before = np.argsort(order, 1) < step[:, None]
+        moves.tokens[anew] = np.where(before, finished, 0)
+        moves.site[anew] = site
+        moves.action[anew] = finished[rows, site] - 1
+        moves.next_site[anew] = np.where(last, n_sites, following)
+        moves.next_action[anew] = np.where(last, 0, finished[rows, following] - 1)
+        return moves
+
+    def _batch(
+        self, moves: _Moves, index: NDArray[np.int64], target_gap: NDArray[np.float64] | None
+    ) -> CrystalMiniBatch:
+        data = self.trajectories
         observations = compact_rows(
             data.skeletons,
             data.skeleton[data.episode[index]],
-            data.tokens[index],
-            data.traversal[index],
+            moves.tokens,
+            moves.site,
             target_gap,
         )
         following = observations.copy()
-        following[:, 2] = self._next_focus[index]
-        following[rows, _TOKENS + data.traversal[index]] = data.actions[index] + 1
+        following[:, COMPACT_HEADER.index("focus")] = moves.next_site
+        following[np.arange(len(index)), _TOKENS + moves.site] = moves.action + 1
         terminal = self._terminal[index]
         # No action follows the last one: zeros, as d3rlpy has it.
-        next_actions = np.where(terminal[:, None], 0, self._shown[self._next_action[index]])
+        next_actions = np.where(terminal[:, None], 0, self._shown[moves.next_action])
         rewards = np.zeros((len(index), 1), dtype=np.float32)
         if terminal.any():
             ends = data.episode[index[terminal]]
@@ -249,7 +305,7 @@ class CrystalReplayBuffer(ReplayBuffer):
             rewards[terminal, 0] = self.episode_rewards(ends, target)
         return CrystalMiniBatch(
             observations=observations,
-            actions=self._shown[data.actions[index]].astype(np.float32),
+            actions=self._shown[moves.action].astype(np.float32),
             rewards=rewards,
             next_observations=following,
             next_actions=next_actions.astype(np.float32),
