@@ -108,11 +108,11 @@ class TrainConfig:
     preset: str = "default"
     focus: str = "node"
     site_order: str = "canonical"
-    steps: int = 10_000
+    steps: int = 2_500
     batch_size: int = 256
-    learning_rate: float = 3e-3
+    learning_rate: float = 5e-3
     warmup: int = 200
-    weight_decay: float = 0.05
+    weight_decay: float = 0.1
     conservative_weight: float = 5.0
     gamma: float = 0.99
     averaging: float = 0.999
