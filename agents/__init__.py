@@ -9,6 +9,7 @@ from crystal_gym.agents.cloning import CrystalBC, CrystalBCConfig
 from crystal_gym.agents.cql import CrystalCQL, CrystalCQLConfig
 from crystal_gym.agents.encoders import MEGNetEncoderFactory
 from crystal_gym.agents.megnet import MEGNet
+from crystal_gym.agents.optimizers import MuonFactory
 from crystal_gym.agents.policy import (
     GreedyPolicy,
     load_policy,
@@ -29,6 +30,7 @@ __all__ = [
     "GreedyPolicy",
     "MEGNet",
     "MEGNetEncoderFactory",
+    "MuonFactory",
     "SiteTransformer",
     "TrainConfig",
     "TransformerPolicy",

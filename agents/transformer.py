@@ -226,6 +226,11 @@ class SiteTransformer(nn.Module):
                 focus = torch.where(present[:, None], anywhere[place], cells)
             return self.readout(torch.cat([focus, cells], 1)).float()
 
+    def compile_layers(self) -> None:
+        """Turn the layers into compiled code, at their next use, for batches of any size."""
+        for layer in self.layers:
+            layer.compile(dynamic=True)
+
     def _encoded(self, batch: GraphBatch) -> tuple[Tensor, Tensor]:
         """Return what the layers make of sites ``(N, width)`` and cells ``(B, width)``."""
         lengths = self.lengths(batch.distinct_length)

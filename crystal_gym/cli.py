@@ -199,7 +199,7 @@ _TRAIN_SETTINGS: dict[str, type] = {
     **dict.fromkeys(("validation_crystals", "patience", "seed"), int),
     **dict.fromkeys(("learning_rate", "weight_decay", "conservative_weight"), float),
     **dict.fromkeys(("gamma", "averaging", "balance", "reorder"), float),
-    **dict.fromkeys(("device", "precision"), str),
+    **dict.fromkeys(("device", "precision", "compile"), str),
 }
 
 _TRAIN_EXAMPLES = """examples:

@@ -187,20 +187,20 @@ def _train(
     """Train for a time; return the policy and (seconds, loss) points."""
     import d3rlpy
 
-    from crystal_gym.agents import CrystalCQLConfig, GreedyPolicy, MEGNetEncoderFactory
+    from crystal_gym.agents import CrystalBCConfig, CrystalCQLConfig, GreedyPolicy, MuonFactory
     from crystal_gym.datasets.replay import load_d3rlpy
 
     d3rlpy.seed(seed)
-    buffer = load_d3rlpy(training, target_gap=target, seed=seed)
+    buffer = load_d3rlpy(training, target_gap=target, reorder=0.5, seed=seed)
     settings: dict[str, Any] = {
         "batch_size": _BATCH,
         "learning_rate": _LEARNING_RATE,
-        "encoder_factory": MEGNetEncoderFactory("paper"),
+        "optim_factory": MuonFactory(weight_decay=0.1, clip_grad_norm=1.0),
     }
     if name == "c-CQL":
         algorithm = CrystalCQLConfig(conservative_weight=5.0, **settings).create(device="cpu")
-    else:  # beta would pull the log-probabilities towards 0: plain cross-entropy has none
-        algorithm = d3rlpy.algos.DiscreteBCConfig(beta=0.0, **settings).create(device="cpu")
+    else:
+        algorithm = CrystalBCConfig(**settings).create(device="cpu")
     algorithm.build_with_dataset(buffer)
     curve: list[tuple[float, float]] = []
     begun = time.monotonic()
@@ -247,7 +247,7 @@ def _text(data: _Data, scores: dict[str, Scores], fillings: list[list[str]], min
             f"# Quickstart: {data.name}",
             "",
             f"Trained on {len(data.training.actions):,} transitions for {minutes * 30:.0f} s each "
-            f"(paper preset, batch {_BATCH}, c-CQL with w = 5); judged on {len(data.held_out)} "
+            f"(default preset, batch {_BATCH}, c-CQL with w = 5); judged on {len(data.held_out)} "
             "held-out skeletons, filled greedily from empty at a target of 3 eV. Per cent.",
             "",
             text_table(scores),

@@ -36,8 +36,10 @@ def test_every_parameter_is_updated_once_and_dense_layers_by_muon():
     muon, adam = optimizer(module).optim.param_groups
     by_name = {id(p): name for name, p in module.named_parameters()}
     names = [{by_name[id(p)] for p in group["params"]} for group in (muon, adam)]
-    assert names[0] | names[1] == set(by_name.values()) and not names[0] & names[1]
-    assert "momentum" in muon and "betas" in adam
+    assert names[0] | names[1] == set(by_name.values())
+    assert not names[0] & names[1]
+    assert "momentum" in muon
+    assert "betas" in adam
     assert "network.layers.0.attention.project.weight" in names[0]
     assert "network.layers.0.attention.project.bias" in names[1]
     assert "network.embed_element.weight" in names[1]
@@ -54,7 +56,8 @@ def test_a_dense_layer_moves_along_all_directions_alike():
     optim.step()
     moved = (weight.detach() - before * (1 - 0.1 * 1e-2 / 4))[:2, :2]
     assert float(moved[0, 0] / moved[1, 1]) == pytest.approx(1.0, abs=0.4)
-    assert moved[0, 0] < 0 and moved[1, 1] < 0
+    assert moved[0, 0] < 0
+    assert moved[1, 1] < 0
 
 
 def test_the_schedule_reaches_both_parts_also_after_a_restart():
@@ -70,7 +73,8 @@ def test_the_schedule_reaches_both_parts_also_after_a_restart():
         step(module, optim, seed)
         step(again, resumed, seed)
     rates = {group["lr"] for group in resumed.optim.param_groups}
-    assert rates == {group["lr"] for group in optim.optim.param_groups} and len(rates) == 1
+    assert rates == {group["lr"] for group in optim.optim.param_groups}
+    assert len(rates) == 1
     for name, value in module.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
 

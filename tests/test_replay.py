@@ -430,7 +430,8 @@ def test_reordered_transitions_are_steps_of_other_orders(trajectories):
         finished, site, action = batch.finished[i], int(now[focus]), int(batch.actions[i, 0])
         n_sites, filled = np.count_nonzero(finished), now[tokens] > 0
         np.testing.assert_array_equal(now[tokens][filled], finished[filled])
-        assert not filled[site] and finished[site] == action + 1
+        assert not filled[site]
+        assert finished[site] == action + 1
         expected = now[tokens].copy()
         expected[site] = action + 1
         np.testing.assert_array_equal(then[tokens], expected)
@@ -438,9 +439,11 @@ def test_reordered_transitions_are_steps_of_other_orders(trajectories):
         assert bool(batch.terminals[i, 0]) == last
         following = int(then[focus])
         if last:
-            assert following == n_sites and batch.next_actions[i, 0] == 0
+            assert following == n_sites
+            assert batch.next_actions[i, 0] == 0
         else:
-            assert batch.rewards[i, 0] == 0 and expected[following] == 0
+            assert batch.rewards[i, 0] == 0
+            assert expected[following] == 0
             assert batch.next_actions[i, 0] == finished[following] - 1
         new += (int(now[number]), filled.tobytes()) not in breadth_first
         if not filled.any():

@@ -16,10 +16,16 @@ import pytest
 torch = pytest.importorskip("torch")
 d3rlpy = pytest.importorskip("d3rlpy")
 
-from crystal_gym.agents import TrainConfig, load_policy, train  # noqa: E402
+from crystal_gym.agents import (  # noqa: E402
+    SiteTransformer,
+    TrainConfig,
+    load_policy,
+    rows_to_batch,
+    train,
+)
 from crystal_gym.agents import training as T  # noqa: E402
 from crystal_gym.cli import _TRAIN_SETTINGS, main  # noqa: E402
-from crystal_gym.datasets import build_mini  # noqa: E402
+from crystal_gym.datasets import build_mini, load_d3rlpy  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -267,3 +273,25 @@ def test_two_hundred_crystals_are_learned(dataset_id, tmp_path):
     assert majority.accuracy < 0.15
     assert learned.accuracy > 0.28
     shutil.rmtree(run)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, in inductor
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile with")
+def test_compiled_layers_calculate_the_same(trajectories):
+    rows = load_d3rlpy(trajectories, seed=0).sample_transition_batch(20).observations
+    torch.manual_seed(0)
+    network = SiteTransformer(width=8, n_layers=1, heads=2).eval()
+    more, fewer = (rows_to_batch(torch.from_numpy(rows[:n])) for n in (20, 7))
+    with torch.no_grad():
+        expected = [network(batch) for batch in (more, fewer)]
+        names = list(network.state_dict())
+        network.compile_layers()
+        for batch, features in zip((more, fewer), expected, strict=True):
+            torch.testing.assert_close(network(batch), features, rtol=1e-5, atol=1e-5)
+    assert list(network.state_dict()) == names
+
+
+def test_compiling_without_a_compiler_says_what_is_missing(dataset_id, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match="no-such-compiler is not there: expected g"):
+        train(settings(dataset_id, compile="on"), tmp_path / "run", progress=False)
