@@ -18,7 +18,7 @@ import math
 from collections.abc import Mapping
 from functools import cache, lru_cache
 
-__all__ = ["smact_valid"]
+__all__ = ["electronegativity", "is_metal", "oxidation_states", "smact_valid"]
 
 
 def smact_valid(counts: Mapping[str, int]) -> bool:
@@ -44,11 +44,11 @@ def smact_valid(counts: Mapping[str, int]) -> bool:
 @lru_cache(maxsize=1_000_000)
 def _valid(composition: tuple[tuple[str, int], ...]) -> bool:
     symbols = [symbol for symbol, _ in composition]
-    if len(symbols) == 1 or all(symbol in _metals() for symbol in symbols):
+    if len(symbols) == 1 or all(map(is_metal, symbols)):
         return True
-    if any(_electronegativity(s) is None or not _oxidation_states(s) for s in symbols):
+    if any(electronegativity(s) is None or not oxidation_states(s) for s in symbols):
         return False
-    cuts = {_electronegativity(s) for s in symbols}
+    cuts = {electronegativity(s) for s in symbols}
     return any(_neutral_below(composition, cut) for cut in cuts if cut is not None)
 
 
@@ -56,10 +56,15 @@ def _neutral_below(composition: tuple[tuple[str, int], ...], cut: float) -> bool
     """Return whether neutrality is in reach with cations at or below ``cut``, anions above."""
     charges = {0}
     for symbol, count in composition:
-        sign = 1 if (_electronegativity(symbol) or 0.0) <= cut else -1
-        allowed = [count * state for state in _oxidation_states(symbol) if sign * state >= 0]
+        sign = 1 if (electronegativity(symbol) or 0.0) <= cut else -1
+        allowed = [count * state for state in oxidation_states(symbol) if sign * state >= 0]
         charges = {charge + added for charge in charges for added in allowed}
     return 0 in charges
+
+
+def is_metal(symbol: str) -> bool:
+    """Return whether SMACT counts an element among the metals."""
+    return symbol in _metals()
 
 
 @cache
@@ -70,7 +75,8 @@ def _metals() -> frozenset[str]:
 
 
 @cache
-def _electronegativity(symbol: str) -> float | None:
+def electronegativity(symbol: str) -> float | None:
+    """Return Pauling's electronegativity, None where SMACT has none."""
     import smact
 
     value = smact.Element(symbol).pauling_eneg
@@ -78,7 +84,8 @@ def _electronegativity(symbol: str) -> float | None:
 
 
 @cache
-def _oxidation_states(symbol: str) -> tuple[int, ...]:
+def oxidation_states(symbol: str) -> tuple[int, ...]:
+    """Return the states of the set ``smact14``."""
     import smact
 
     return tuple(smact.Element(symbol).oxidation_states_smact14 or ())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from crystal_gym.charge_masks import ChargeNeutralMask
 from crystal_gym.elements import ELEMENTS, N_ELEMENTS, element_mask, reduced_formula
 from crystal_gym.envs.observations import MAX_TARGET_EV, make_form
 from crystal_gym.envs.rendering import render_ansi
@@ -35,7 +36,7 @@ from crystal_gym.skeletons import Skeleton, SkeletonSet
 __all__ = ["CrystalFillEnv", "check_target_gap"]
 
 SITE_ORDERS = ("canonical", "shuffled", "source")
-MASKS = ("elements", "table")
+MASKS = ("elements", "table", "charge_neutral")
 RESET_OPTIONS = ("skeleton", "start_site", "target_gap")
 
 
@@ -103,9 +104,10 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
       hours at the last site), the name or path of a table, or any object with
       ``evaluate(structures) -> list[Properties]``.
     - ``elements``: the symbols that may be chosen; the rest is masked.
-    - ``mask``: ``"elements"``, or ``"table"``: only elements that some calculated filling of the
-      table agrees with. Left out, it is ``"table"`` for the set ``"tabular"``, else
-      ``"elements"``.
+    - ``mask``: ``"elements"``; ``"table"``: only elements that some calculated filling of the
+      table agrees with; or ``"charge_neutral"``: only elements after which some choice for the
+      other sites is valid under SMACT's test (:mod:`crystal_gym.charge_masks`). Left out, it is
+      ``"table"`` for the set ``"tabular"``, else ``"elements"``.
     - ``site_order``: how ties in the breadth-first order are broken. ``"canonical"``: by the
       numbering of the sites, which is drawn from the geometry alone. ``"shuffled"``: anew at every
       reset. ``"source"``: as in the source file; **this leaks the elements**, because files group
@@ -151,7 +153,7 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
         self.oracle: Oracle = make_oracle(oracle, skeletons)
         if site_order == "source":
             self.skeletons, self.oracle = _in_source_order(self.skeletons, self.oracle)
-        self._mask_table = _mask_table(mask, self.oracle)
+        self._mask_rule = _mask_rule(mask, self.oracle, self._element_mask)
         self._form = make_form(
             observation, self.skeletons, conditional=self._target_gap is not None
         )
@@ -333,10 +335,8 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
 
     def _info(self) -> dict[str, Any]:
         state = self._require_state()
-        if self._mask_table is not None and not is_terminal(state):
-            self._mask = self._mask_table.extensions(
-                state.skeleton, state.tokens, state.focus, self._element_mask
-            )
+        if not is_terminal(state):
+            self._mask = self._mask_rule(state)
             if not self._mask.any():
                 raise ValueError(
                     f"no allowed element is left for site {state.focus} of {state.skeleton.name}: "
@@ -420,15 +420,21 @@ def _in_source_order(skeletons: SkeletonSet, oracle: Oracle) -> tuple[SkeletonSe
     return skeletons.in_source_order(), oracle
 
 
-def _mask_table(mask: str, oracle: Oracle) -> TableOracle | None:
+def _mask_rule(
+    mask: str, oracle: Oracle, elements: NDArray[np.int8]
+) -> Callable[[State], NDArray[np.int8]]:
+    """Return what gives the mask of a state."""
+    if mask == "charge_neutral":
+        neutral = ChargeNeutralMask(elements)
+        return lambda state: neutral(state.tokens)
     if mask == "elements":
-        return None
+        return lambda state: elements
     if not isinstance(oracle, TableOracle):
         raise ValueError(
             f"mask={mask!r} needs a table oracle, not {type(oracle).__name__}: use oracle='table' "
-            "or mask='elements'"
+            "or another mask"
         )
-    return oracle
+    return lambda state: oracle.extensions(state.skeleton, state.tokens, state.focus, elements)
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,10 @@ from crystal_gym.envs.observations import compact_rows
 from crystal_gym.graphs import breadth_first_order
 from crystal_gym.skeletons import SkeletonSet
 
-__all__ = ["Policy", "Task", "rollout"]
+__all__ = ["MaskRule", "Policy", "Task", "rollout"]
+
+MaskRule: TypeAlias = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.int8]]
+"""From partial fillings and their numbers of sites to the elements allowed next."""
 
 
 class Policy(Protocol):
@@ -89,7 +92,7 @@ def rollout(
     task: Task,
     target_gap: float | NDArray[np.float64] | None,
     *,
-    action_mask: NDArray[np.int8] | None = None,
+    action_mask: NDArray[np.int8] | MaskRule | None = None,
     batch_size: int = 1024,
     progress: bool = False,
 ) -> NDArray[np.int16]:
@@ -99,7 +102,9 @@ def rollout(
         policy: Chooses the elements.
         task: Skeletons and orders.
         target_gap: eV, one for all or ``(B,)``; None for the unconditional task.
-        action_mask: Elements allowed everywhere, int8 ``(88,)``.
+        action_mask: Elements allowed everywhere, int8 ``(88,)``, or a rule for partial fillings
+            such as ``ChargeNeutralMask().rows``: from tokens ``(B, max_sites)`` and numbers of
+            sites ``(B,)`` to int8 ``(B, 88)``.
         batch_size: Rows per call of the policy.
         progress: Show a progress bar on standard error.
 
@@ -126,7 +131,10 @@ def rollout(
                 focus,
                 None if targets is None else targets[rows],
             )
-            tokens[rows, focus] = policy.predict(observations, action_mask) + 1
+            mask = action_mask
+            if callable(action_mask):
+                mask = action_mask(tokens[rows], n_sites[rows])
+            tokens[rows, focus] = policy.predict(observations, mask) + 1
             bar.update(len(rows))
     bar.close()
     return tokens

@@ -1,0 +1,218 @@
+"""Which elements keep a valid composition within reach: the mask ``"charge_neutral"``.
+
+A partial filling can be completed if some elements on its empty sites give a composition that
+passes :func:`crystal_gym.validity.smact_valid`. There are 88^k ways to fill k sites, but only the
+atoms of every element matter, and of these only the total charge: for one cut between the
+electronegativities of cations and anions, the charges within reach are a set of integers, which
+grows element by element. Such a set is kept as the bits of one Python integer, so that adding a
+charge to all of its members is a shift.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crystal_gym.elements import ELEMENTS, EMPTY, N_ELEMENTS
+from crystal_gym.validity import electronegativity, is_metal, oxidation_states, smact_valid
+
+__all__ = ["ChargeNeutralMask"]
+
+_MAX_SITES = 256
+_ZERO = 10 * _MAX_SITES
+"""Bit of charge 0: no element has a state beyond 9."""
+
+Composition = tuple[tuple[int, int], ...]
+"""Tokens and how many atoms of each, sorted."""
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Cations at or below an electronegativity, anions above.
+
+    Attributes:
+        states: Oxidation states that each element may have, by token; none where it has no
+            electronegativity.
+        givers: Elements that may be chosen and have a state, by state.
+    """
+
+    states: dict[int, tuple[int, ...]]
+    givers: dict[int, frozenset[int]]
+
+
+class ChargeNeutralMask:
+    """Elements for the next site after which the crystal can still become valid.
+
+    Exact: an element is allowed if and only if some choice of allowed elements for the sites that
+    are left passes SMACT's test with ``smact14`` states, by neutrality with a Pauling order or as
+    a single element or an alloy of metals. So a policy that follows the mask from an empty
+    skeleton always ends at a valid composition.
+
+    Args:
+        elements: Elements that may be chosen, int8 ``(88,)``; None allows all.
+    """
+
+    def __init__(self, elements: NDArray[np.int8] | None = None) -> None:
+        allowed = np.arange(N_ELEMENTS) if elements is None else np.flatnonzero(elements)
+        self._tokens = tuple((allowed + 1).tolist())
+        values = {electronegativity(symbol) for symbol in ELEMENTS}
+        # From high to low: oxygen and fluorine are the usual anions, so most answers come early.
+        self._cuts = [
+            _cut(value, self._tokens)
+            for value in sorted((v for v in values if v is not None), reverse=True)
+        ]
+        self._mask = lru_cache(maxsize=200_000)(self._mask_of)
+        self._within_reach = lru_cache(maxsize=1_000_000)(self._can_be_completed)
+        self._charges_of_new = lru_cache(maxsize=100_000)(self._charges_of_any_new)
+
+    def __call__(self, tokens: Iterable[int]) -> NDArray[np.int8]:
+        """Return the mask of the next site, int8 ``(88,)``; all 0 if nothing can save the crystal.
+
+        Args:
+            tokens: One entry a site, 0 where it is empty; at least one has to be.
+
+        Raises:
+            ValueError: If no site is empty, or there are more than 256.
+        """
+        counts = Counter(int(token) for token in tokens)
+        empty = counts.pop(EMPTY, 0)
+        if not 0 < empty + counts.total() <= _MAX_SITES or empty == 0:
+            raise ValueError(
+                f"{empty} of {empty + counts.total()} sites are empty: expected at least one, of "
+                f"at most {_MAX_SITES}"
+            )
+        return self._mask(tuple(sorted(counts.items())), empty)
+
+    def rows(
+        self, tokens: NDArray[np.integer], n_sites: Sequence[int] | NDArray[np.integer]
+    ) -> NDArray[np.int8]:
+        """Return the masks of many partial fillings, int8 ``(B, 88)``.
+
+        Args:
+            tokens: ``(B, max_sites)``, 0 where a site is empty and beyond the last one.
+            n_sites: Sites of each, ``(B,)``.
+        """
+        return np.stack([self(row[:n]) for row, n in zip(tokens, n_sites, strict=True)])
+
+    def _mask_of(self, filled: Composition, empty: int) -> NDArray[np.int8]:
+        mask = np.zeros(N_ELEMENTS, dtype=np.int8)
+        for token in self._tokens:
+            counts = dict(filled)
+            counts[token] = counts.get(token, 0) + 1
+            mask[token - 1] = self._within_reach(tuple(sorted(counts.items())), empty - 1)
+        mask.setflags(write=False)
+        return mask
+
+    def _can_be_completed(self, filled: Composition, empty: int) -> bool:
+        """Return whether allowed elements on ``empty`` more sites give a valid composition."""
+        symbols = [ELEMENTS[token - 1] for token, _ in filled]
+        if empty == 0:
+            return smact_valid({ELEMENTS[token - 1]: n for token, n in filled})
+        # The last element chosen may be chosen again: more of the same, or more of an alloy.
+        if len(filled) == 1 or all(map(is_metal, symbols)):
+            return True
+        present = tuple(token for token, _ in filled)
+        cuts = [i for i, cut in enumerate(self._cuts) if all(cut.states[t] for t in present)]
+        # Most answers need no more atoms of what is there.
+        for number in cuts:
+            new = self._charges_of_new(number, present, empty)
+            if _charges_of_present(self._cuts[number], filled, 0)[0] & new[empty]:
+                return True
+        for number in cuts:
+            new = self._charges_of_new(number, present, empty)
+            old = _charges_of_present(self._cuts[number], filled, empty, self._tokens)
+            if any(old[more] & new[empty - more] for more in range(1, empty + 1)):
+                return True
+        return False
+
+    def _charges_of_any_new(
+        self, number: int, present: tuple[int, ...], most: int
+    ) -> tuple[int, ...]:
+        """Return the *negated* charges that 0 to ``most`` atoms of other elements can add up to."""
+        cut = self._cuts[number]
+        givers = {s: g.difference(present) for s, g in cut.givers.items()}
+        givers = {state: elements for state, elements in givers.items() if elements}
+        if _have_different_ones(list(givers.values())):
+            return _free_sums(tuple(sorted(givers)), most)
+        others = [t for t in self._tokens if t not in present and cut.states[t]]
+        sums = [1 << _ZERO, *([0] * most)]
+        for token in others:
+            sums = _with_element(sums, cut.states[token], 0, sign=-1)
+        return tuple(sums)
+
+
+def _cut(value: float, tokens: Sequence[int]) -> _Cut:
+    states: dict[int, tuple[int, ...]] = {}
+    givers: dict[int, set[int]] = {}
+    for token, symbol in enumerate(ELEMENTS, start=1):
+        own = electronegativity(symbol)
+        sign = 0 if own is None else (1 if own <= value else -1)
+        states[token] = tuple(s for s in oxidation_states(symbol) if sign and sign * s >= 0)
+        if token in tokens:
+            for state in states[token]:
+                givers.setdefault(state, set()).add(token)
+    return _Cut(states, {state: frozenset(elements) for state, elements in givers.items()})
+
+
+def _charges_of_present(
+    cut: _Cut, filled: Composition, most: int, growing: Sequence[int] = ()
+) -> list[int]:
+    """Return the charges of what is there and 0 to ``most`` more atoms of ``growing`` elements."""
+    sums = [1 << _ZERO, *([0] * most)]
+    for token, count in filled:
+        if token in growing:
+            sums = _with_element(sums, cut.states[token], count)
+        else:
+            sums = [_shifted(bits, cut.states[token], count) for bits in sums]
+    return sums
+
+
+def _with_element(
+    sums: Sequence[int], states: Sequence[int], count: int, sign: int = 1
+) -> list[int]:
+    """Return the sums with ``count`` atoms of an element and any number of more."""
+    out = []
+    for n in range(len(sums)):
+        bits = 0 if count else sums[n]
+        for more in range(n + 1):
+            if (count or more) and sums[n - more]:
+                bits |= _shifted(sums[n - more], states, sign * (count + more))
+        out.append(bits)
+    return out
+
+
+def _shifted(bits: int, states: Sequence[int], count: int) -> int:
+    out = 0
+    for state in states:
+        by = state * count
+        out |= bits << by if by >= 0 else bits >> -by
+    return out
+
+
+@lru_cache(maxsize=100_000)
+def _free_sums(states: tuple[int, ...], most: int) -> tuple[int, ...]:
+    """Return the negated sums of 0 to ``most`` charges, each of them any of ``states``."""
+    sums = [1 << _ZERO]
+    for _ in range(most):
+        sums.append(_shifted(sums[-1], states, -1))
+    return tuple(sums)
+
+
+def _have_different_ones(sets: Sequence[frozenset[int]]) -> bool:
+    """Return whether every set can have an element of its own (Hall's theorem, by matching)."""
+    owner: dict[int, int] = {}
+
+    def find(number: int, seen: set[int]) -> bool:
+        for element in sets[number] - seen:
+            seen.add(element)
+            if element not in owner or find(owner[element], seen):
+                owner[element] = number
+                return True
+        return False
+
+    return all(find(number, set()) for number in range(len(sets)))
