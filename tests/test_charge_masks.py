@@ -65,8 +65,8 @@ def test_all_elements_on_the_last_sites_against_enumeration():
 
 def test_an_element_keeps_its_state_on_new_sites():
     """Eu(2+)2 Eu(3+) F7 would be neutral, but one element has one state."""
-    palette = tokens_of("Eu", "Ca", "F")
-    mask = ChargeNeutralMask(element_mask(["Eu", "Ca", "F"]))
+    palette = tokens_of("Eu", "Ba", "F")
+    mask = ChargeNeutralMask(element_mask(["Eu", "Ba", "F"]))
     filled = tokens_of("Eu", "Eu")
     found = mask([*filled, *[0] * 8])
     np.testing.assert_array_equal(found, enumerated(palette, filled, 8))
