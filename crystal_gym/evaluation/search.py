@@ -1,0 +1,212 @@
+"""Many different fillings of one skeleton: beam search and sampling over a policy.
+
+A policy's values are taken as logits, so that a filling has a probability: of a cloned behaviour
+it is what the data would do; of conservative Q-learning, whose regulariser is a cross-entropy, it
+weighs that against the reward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from crystal_gym.datasets.trajectories import start_sites
+from crystal_gym.elements import EMPTY, N_ELEMENTS
+from crystal_gym.envs.observations import compact_rows
+from crystal_gym.evaluation.rollout import MaskRule
+from crystal_gym.graphs import breadth_first_order
+from crystal_gym.skeletons import Skeleton, SkeletonSet
+
+__all__ = ["Candidates", "Valued", "beam_search", "sample_fillings"]
+
+
+class Valued(Protocol):
+    """What a search asks of a policy."""
+
+    def values(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return one logit for each action, ``(B, 88)``, of compact rows ``(B, D)``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Different fillings, the likeliest first; symmetry makes none of them another.
+
+    Attributes:
+        tokens: Element tokens, int16 ``(K, n_sites)``.
+        log_probability: Of the policy along the search's order of sites, ``(K,)``.
+    """
+
+    tokens: NDArray[np.int16]
+    log_probability: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def beam_search(
+    policy: Valued,
+    skeletons: SkeletonSet,
+    number: int = 0,
+    *,
+    target_gap: float | None,
+    width: int = 64,
+    start: ArrayLike | None = None,
+    mask: NDArray[np.int8] | MaskRule | None = None,
+) -> Candidates:
+    """Return the likeliest fillings that a beam finds.
+
+    With a width of 88 to the power of the empty sites but one it finds the likeliest of all.
+
+    Args:
+        policy: Gives the logits.
+        skeletons: The set.
+        number: Which skeleton of it.
+        target_gap: eV; None for an unconditional policy.
+        width: Partial fillings that are kept at every site.
+        start: Tokens of sites that are filled already and stay so, 0 elsewhere, ``(n_sites,)``.
+        mask: Elements allowed everywhere, int8 ``(88,)``, or a rule for partial fillings such as
+            ``ChargeNeutralMask().rows``.
+
+    Returns:
+        At most ``width`` candidates; none where the mask lets nothing be finished.
+
+    Raises:
+        ValueError: If ``width`` is below 1 or ``start`` does not fit the skeleton.
+    """
+    if width < 1:
+        raise ValueError(f"width={width} is no beam: expected 1 or more")
+    problem = _Problem(policy, skeletons, number, target_gap, mask)
+    tokens, score = problem.begin(start), np.zeros(1)
+    for site in problem.order(tokens[0]):
+        if not len(tokens):
+            break
+        total = (score[:, None] + problem.log_probabilities(tokens, site)).ravel()
+        best = np.argsort(-total, kind="stable")[:width]
+        best = best[np.isfinite(total[best])]
+        tokens, score = tokens[best // N_ELEMENTS], total[best]
+        tokens[:, site] = best % N_ELEMENTS + 1
+    return _different(problem.skeleton, tokens, score)
+
+
+def sample_fillings(
+    policy: Valued,
+    skeletons: SkeletonSet,
+    number: int = 0,
+    *,
+    target_gap: float | None,
+    count: int = 64,
+    temperature: float = 1.0,
+    seed: int = 0,
+    start: ArrayLike | None = None,
+    mask: NDArray[np.int8] | MaskRule | None = None,
+) -> Candidates:
+    """Return different fillings among ``count`` that are drawn from the policy.
+
+    Args:
+        policy: Gives the logits.
+        skeletons: The set.
+        number: Which skeleton of it.
+        target_gap: eV; None for an unconditional policy.
+        count: How many are drawn, before equal ones are put together.
+        temperature: Logits are divided by it: below 1 the likely ones are drawn more often.
+        seed: Of the draws.
+        start: As in :func:`beam_search`.
+        mask: As in :func:`beam_search`.
+
+    Raises:
+        ValueError: If ``count`` or ``temperature`` is not above 0 or ``start`` does not fit.
+    """
+    if count < 1 or not 0 < temperature < np.inf:
+        raise ValueError(
+            f"count={count} and temperature={temperature} are not usable: expected at least 1 "
+            "filling and a temperature above 0"
+        )
+    problem = _Problem(policy, skeletons, number, target_gap, mask)
+    generator = np.random.default_rng(seed)
+    tokens, score = np.repeat(problem.begin(start), count, 0), np.zeros(count)
+    for site in problem.order(tokens[0]):
+        logits = problem.log_probabilities(tokens, site)
+        possible = np.isfinite(logits).any(1)
+        tokens, score, logits = tokens[possible], score[possible], logits[possible]
+        if not len(tokens):
+            break
+        # Gumbel: the highest of logits with this noise is a draw from their distribution.
+        noise = generator.gumbel(size=logits.shape)
+        chosen = (logits / temperature + noise).argmax(1)
+        score = score + logits[np.arange(len(chosen)), chosen]
+        tokens[:, site] = chosen + 1
+    return _different(problem.skeleton, tokens, score)
+
+
+class _Problem:
+    """One skeleton to be filled by one policy."""
+
+    def __init__(
+        self,
+        policy: Valued,
+        skeletons: SkeletonSet,
+        number: int,
+        target_gap: float | None,
+        mask: NDArray[np.int8] | MaskRule | None,
+    ) -> None:
+        self.skeleton: Skeleton = skeletons[number]
+        self._policy, self._skeletons, self._number = policy, skeletons, number
+        self._target_gap, self._mask = target_gap, mask
+
+    def begin(self, start: ArrayLike | None) -> NDArray[np.int16]:
+        """Return the first partial filling, ``(1, n_sites)``."""
+        n_sites = self.skeleton.n_sites
+        tokens = np.zeros(n_sites, np.int16) if start is None else np.array(start, np.int16)
+        if tokens.shape != (n_sites,) or tokens.min() < EMPTY or tokens.max() > N_ELEMENTS:
+            raise ValueError(
+                f"start={np.asarray(start).tolist()} does not fit {self.skeleton.name}: expected "
+                f"{n_sites} tokens from 0 (empty) to {N_ELEMENTS}"
+            )
+        return tokens[None]
+
+    def order(self, tokens: NDArray[np.int16]) -> list[int]:
+        """Return the empty sites in the order of filling, which the geometry alone decides."""
+        first = int(start_sites(self.skeleton, 1)[0])
+        order = breadth_first_order(self.skeleton.neighbours, first)
+        return [int(site) for site in order if tokens[site] == EMPTY]
+
+    def log_probabilities(self, tokens: NDArray[np.int16], site: int) -> NDArray[np.float64]:
+        """Return what the policy says of every element at a site, ``(B, 88)``; -inf is masked."""
+        n_rows, n_sites = tokens.shape
+        rows = compact_rows(
+            self._skeletons,
+            np.full(n_rows, self._number),
+            _padded(tokens, self._skeletons.max_sites),
+            np.full(n_rows, site),
+            None if self._target_gap is None else np.full(n_rows, float(self._target_gap)),
+        )
+        logits = self._policy.values(rows).astype(np.float64)
+        if self._mask is not None:
+            mask: Any = self._mask
+            if callable(mask):
+                mask = mask(tokens, np.full(n_rows, n_sites))
+            logits = np.where(np.broadcast_to(mask, logits.shape) == 1, logits, -np.inf)
+        highest = logits.max(1, keepdims=True)
+        shifted = logits - np.where(np.isfinite(highest), highest, 0.0)
+        with np.errstate(divide="ignore"):
+            normaliser = np.log(np.exp(shifted).sum(1, keepdims=True))
+        return shifted - np.where(np.isfinite(normaliser), normaliser, 0.0)
+
+
+def _padded(tokens: NDArray[np.int16], width: int) -> NDArray[np.int16]:
+    return np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])))
+
+
+def _different(
+    skeleton: Skeleton, tokens: NDArray[np.int16], score: NDArray[np.float64]
+) -> Candidates:
+    """Sort, and keep the likeliest of those that symmetry makes equal."""
+    order = np.argsort(-score, kind="stable")
+    kept: dict[bytes, int] = {}
+    for row in order.tolist():
+        kept.setdefault(skeleton.canonical_tokens(tokens[row]), row)
+    rows = list(kept.values())
+    return Candidates(tokens[rows], score[rows])
