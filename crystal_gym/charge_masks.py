@@ -38,11 +38,11 @@ class _Cut:
     Attributes:
         states: Oxidation states that each element may have, by token; none where it has no
             electronegativity.
-        givers: Elements that may be chosen and have a state, by state.
+        givers: Elements that may be chosen and have a state, by state, as bits of their tokens.
     """
 
     states: dict[int, tuple[int, ...]]
-    givers: dict[int, frozenset[int]]
+    givers: dict[int, int]
 
 
 class ChargeNeutralMask:
@@ -66,6 +66,12 @@ class ChargeNeutralMask:
             _cut(value, self._tokens)
             for value in sorted((v for v in values if v is not None), reverse=True)
         ]
+        self._with_states = sum(
+            1 << token
+            for token in self._tokens
+            if electronegativity(ELEMENTS[token - 1]) is not None
+            and oxidation_states(ELEMENTS[token - 1])
+        )
         self._mask = lru_cache(maxsize=200_000)(self._mask_of)
         self._within_reach = lru_cache(maxsize=1_000_000)(self._can_be_completed)
         self._charges_of_new = lru_cache(maxsize=100_000)(self._charges_of_any_new)
@@ -101,12 +107,39 @@ class ChargeNeutralMask:
 
     def _mask_of(self, filled: Composition, empty: int) -> NDArray[np.int8]:
         mask = np.zeros(N_ELEMENTS, dtype=np.int8)
+        sure = self._surely_completed(filled, empty)
+        present = {token for token, _ in filled}
         for token in self._tokens:
-            counts = dict(filled)
-            counts[token] = counts.get(token, 0) + 1
-            mask[token - 1] = self._within_reach(tuple(sorted(counts.items())), empty - 1)
+            if sure >> token & 1:
+                mask[token - 1] = 1
+            elif empty > 1 or token in present or not filled:
+                counts = dict(filled)
+                counts[token] = counts.get(token, 0) + 1
+                mask[token - 1] = self._within_reach(tuple(sorted(counts.items())), empty - 1)
+            else:  # on the last site the quick answer is the answer
+                metals = all(is_metal(ELEMENTS[other - 1]) for other in (*present, token))
+                mask[token - 1] = metals
         mask.setflags(write=False)
         return mask
+
+    def _surely_completed(self, filled: Composition, empty: int) -> int:
+        """Return new elements (bits of their tokens) after which a simple completion is there.
+
+        That is one by other elements still, each with a state that no one else is needed for.
+        """
+        present = sum(1 << token for token, _ in filled)
+        sure, wanted = 0, self._with_states & ~present
+        for cut in self._cuts:
+            if wanted & ~sure == 0:
+                break
+            if not all(cut.states[token] for token, _ in filled):
+                continue
+            old = _charges_of_present(cut, filled, 0)[0]
+            new = _free_sums(_states_to_spare(cut.givers, present), empty - 1)[empty - 1]
+            for state, givers in cut.givers.items():
+                if _shifted(old, (state,), 1) & new:
+                    sure |= givers & ~present
+        return sure
 
     def _can_be_completed(self, filled: Composition, empty: int) -> bool:
         """Return whether allowed elements on ``empty`` more sites give a valid composition."""
@@ -135,8 +168,8 @@ class ChargeNeutralMask:
     ) -> tuple[int, ...]:
         """Return the *negated* charges that 0 to ``most`` atoms of other elements can add up to."""
         cut = self._cuts[number]
-        givers = {s: g.difference(present) for s, g in cut.givers.items()}
-        givers = {state: elements for state, elements in givers.items() if elements}
+        taken = sum(1 << token for token in present)
+        givers = {state: bits & ~taken for state, bits in cut.givers.items() if bits & ~taken}
         if _have_different_ones(list(givers.values())):
             return _free_sums(tuple(sorted(givers)), most)
         others = [t for t in self._tokens if t not in present and cut.states[t]]
@@ -148,15 +181,28 @@ class ChargeNeutralMask:
 
 def _cut(value: float, tokens: Sequence[int]) -> _Cut:
     states: dict[int, tuple[int, ...]] = {}
-    givers: dict[int, set[int]] = {}
+    givers: dict[int, int] = {}
     for token, symbol in enumerate(ELEMENTS, start=1):
         own = electronegativity(symbol)
         sign = 0 if own is None else (1 if own <= value else -1)
         states[token] = tuple(s for s in oxidation_states(symbol) if sign and sign * s >= 0)
         if token in tokens:
             for state in states[token]:
-                givers.setdefault(state, set()).add(token)
-    return _Cut(states, {state: frozenset(elements) for state, elements in givers.items()})
+                givers[state] = givers.get(state, 0) | 1 << token
+    return _Cut(states, givers)
+
+
+def _states_to_spare(givers: dict[int, int], taken: int) -> tuple[int, ...]:
+    """Return states that all have two givers of their own among those not taken.
+
+    So one of them may be taken for something else.
+    """
+    counts = sorted(((bits & ~taken).bit_count(), state) for state, bits in givers.items())
+    chosen: list[int] = []
+    for count, state in counts:  # the rarest first: 2 for each before it, and 2 more
+        if count >= 2 * len(chosen) + 2:
+            chosen.append(state)
+    return tuple(sorted(chosen))
 
 
 def _charges_of_present(
@@ -203,15 +249,20 @@ def _free_sums(states: tuple[int, ...], most: int) -> tuple[int, ...]:
     return tuple(sums)
 
 
-def _have_different_ones(sets: Sequence[frozenset[int]]) -> bool:
-    """Return whether every set can have an element of its own (Hall's theorem, by matching)."""
+def _have_different_ones(sets: Sequence[int]) -> bool:
+    """Return whether every set of bits can have one of its own (Hall's theorem, by matching)."""
     owner: dict[int, int] = {}
 
     def find(number: int, seen: set[int]) -> bool:
-        for element in sets[number] - seen:
-            seen.add(element)
-            if element not in owner or find(owner[element], seen):
-                owner[element] = number
+        bits = sets[number]
+        while bits:
+            bit = bits & -bits
+            bits ^= bit
+            if bit in seen:
+                continue
+            seen.add(bit)
+            if bit not in owner or find(owner[bit], seen):
+                owner[bit] = number
                 return True
         return False
 

@@ -75,10 +75,11 @@ def test_an_element_keeps_its_state_on_new_sites():
 
 def test_shared_givers_are_not_used_twice():
     """Sodium alone can give +1: it cannot give anything else on another site."""
-    sets = [frozenset({1}), frozenset({1, 2}), frozenset({2})]
-    assert C._have_different_ones(sets[:2])
-    assert C._have_different_ones([*sets[:1], frozenset({1, 2, 3}), sets[2]])
-    assert not C._have_different_ones(sets)
+    assert C._have_different_ones([0b01, 0b11])
+    assert C._have_different_ones([0b001, 0b111, 0b010])
+    assert not C._have_different_ones([0b01, 0b11, 0b10])
+    assert C._states_to_spare({1: 0b11, 2: 0b1111, 3: 0b11}, 0) == (1, 2)
+    assert C._states_to_spare({1: 0b11, 2: 0b1111}, 0b01) == (2,)
 
 
 def test_the_short_way_and_the_long_way_agree(monkeypatch):
@@ -89,6 +90,7 @@ def test_the_short_way_and_the_long_way_agree(monkeypatch):
     ]
     short = [ChargeNeutralMask()([*filled, *[0] * empty]) for filled, empty in cases]
     monkeypatch.setattr(C, "_have_different_ones", lambda _: False)
+    monkeypatch.setattr(C, "_states_to_spare", lambda *_: ())
     for (filled, empty), expected in zip(cases, short, strict=True):
         np.testing.assert_array_equal(ChargeNeutralMask()([*filled, *[0] * empty]), expected)
 
