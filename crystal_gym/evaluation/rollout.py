@@ -131,9 +131,10 @@ def rollout(
                 focus,
                 None if targets is None else targets[rows],
             )
-            mask = action_mask
             if callable(action_mask):
-                mask = action_mask(tokens[rows], n_sites[rows])
+                mask: NDArray[np.int8] | None = action_mask(tokens[rows], n_sites[rows])
+            else:
+                mask = action_mask
             tokens[rows, focus] = policy.predict(observations, mask) + 1
             bar.update(len(rows))
     bar.close()
