@@ -113,7 +113,7 @@ class TrainConfig:
     preset: str = "default"
     focus: str = "node"
     site_order: str = "canonical"
-    steps: int = 2_500
+    steps: int = 4_000
     batch_size: int = 256
     learning_rate: float = 5e-3
     warmup: int = 200
