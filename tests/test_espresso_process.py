@@ -302,3 +302,21 @@ def test_what_a_killed_process_left_running_goes_at_the_next_start(stub_oracle, 
         folder.mkdir()
     stub_oracle(program)
     assert sorted(running.iterdir()) == sorted([ours, elsewhere])
+
+
+@linux
+def test_an_interruption_while_a_child_is_born_does_not_lose_it(run, monkeypatch):
+    born = []
+
+    class Slow(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            born.append(self)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)  # a signal handler runs at the latest here
+
+    monkeypatch.setattr(subprocess, "Popen", Slow)
+    with pytest.raises(KeyboardInterrupt):
+        run("import time; time.sleep(60)")
+    (child,) = born
+    assert child.returncode is not None

@@ -7,16 +7,19 @@ is ended when the program ends, when its time is up, or when we are killed ourse
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
 import select
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 __all__ = ["Finished", "die_with_parent", "run_session"]
 
@@ -67,23 +70,44 @@ def run_session(
         OSError: If it cannot be started or ``output`` cannot be written.
     """
     start = time.monotonic()
+    process: subprocess.Popen[bytes] | None = None
+    timed_out = False
     with open(output, "wb") as file:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=_child_setup(memory_bytes),
-        )
-        timed_out = False
         try:
+            with _interruptions_afterwards():
+                process = subprocess.Popen(
+                    command,
+                    cwd=folder,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    preexec_fn=_child_setup(memory_bytes),
+                )
             timed_out = not _wait(process, timeout_s)
         finally:  # whatever ends the wait: nothing of the session goes on
-            _end_session(process)
+            if process is not None:
+                _end_session(process)
     return Finished(process.returncode, timed_out, time.monotonic() - start)
+
+
+@contextlib.contextmanager
+def _interruptions_afterwards() -> Iterator[None]:
+    """Let Ctrl-C wait: in the middle of a start there is a child that nobody knows yet."""
+    handler = signal.getsignal(signal.SIGINT)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or not callable(handler):
+        yield  # signals do not arrive here, or do nothing
+        return
+    received: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda *event: received.append(event))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if received:
+        handler(*received[0])
 
 
 def die_with_parent() -> None:
