@@ -679,7 +679,7 @@ def test_the_bundled_policy_acts_by_the_target_and_is_small():
     assert sum(p.stat().st_size for p in folder.iterdir()) < 5e6
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert policy.metadata["settings"]["algorithm"] in card
-    assert "crystal-gym train" in card
+    assert "make policy" in card
     task = Task.of_skeletons(load_skeletons("mini"))
     low, high = (rollout(policy, task, target) for target in (0.5, 5.0))
     assert (low != high).any()
