@@ -7,7 +7,6 @@ A run's folder holds ``config.json`` (settings, versions, data), ``log.csv`` and
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import csv
 import dataclasses
@@ -17,7 +16,6 @@ import os
 import pickle
 import platform
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -49,6 +47,7 @@ from crystal_gym.datasets.trajectories import Trajectories, in_source_order
 from crystal_gym.evaluation import Scores, Task, rollout, score
 from crystal_gym.evaluation.metrics import compositions
 from crystal_gym.files import atomic_path
+from crystal_gym.interrupts import noted_interrupts
 
 __all__ = ["PRESETS", "TrainConfig", "train"]
 
@@ -210,7 +209,7 @@ def train(config: TrainConfig, folder: Path | str, *, progress: bool = True) -> 
     run.resume()
     try:
         with (
-            _interrupts_after_a_step() as interrupted,
+            noted_interrupts() as interrupted,  # in the middle of a step no state is worth keeping
             tqdm(
                 total=config.steps,
                 initial=run.step,
@@ -237,20 +236,6 @@ def train(config: TrainConfig, folder: Path | str, *, progress: bool = True) -> 
         run.close()
     assert run.best is not None
     return run.best
-
-
-@contextlib.contextmanager
-def _interrupts_after_a_step() -> Iterator[threading.Event]:
-    """Turn Ctrl-C into an event: in the middle of a step there is no state worth keeping."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event  # signals do not arrive here
-        return
-    before = signal.signal(signal.SIGINT, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class _Run:

@@ -148,8 +148,9 @@ class _Layer(nn.Module):
         draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device).random_(
             -(2**63), None
         )
-        kept = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= round(256 * self._dropout)
-        return x * kept.to(x.dtype).mul_(1.0 / (1.0 - round(256 * self._dropout) / 256))
+        left_out = round(256 * self._dropout)
+        kept = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= left_out
+        return x * kept.to(x.dtype).mul_(1.0 / (1.0 - left_out / 256))
 
 
 class SiteTransformer(nn.Module):

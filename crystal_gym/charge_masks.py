@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import or_
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crystal_gym.elements import ELEMENTS, EMPTY, N_ELEMENTS
-from crystal_gym.validity import electronegativity, is_metal, oxidation_states, smact_valid
+from crystal_gym.validity import electronegativity, is_metal, smact_valid, states_at_cut
 
 __all__ = ["ChargeNeutralMask"]
 
@@ -66,12 +67,8 @@ class ChargeNeutralMask:
             _cut(value, self._tokens)
             for value in sorted((v for v in values if v is not None), reverse=True)
         ]
-        self._with_states = sum(
-            1 << token
-            for token in self._tokens
-            if electronegativity(ELEMENTS[token - 1]) is not None
-            and oxidation_states(ELEMENTS[token - 1])
-        )
+        self._all_givers = reduce(or_, (g for cut in self._cuts for g in cut.givers.values()), 0)
+        self._metals = sum(1 << t for t in self._tokens if is_metal(ELEMENTS[t - 1]))
         self._mask = lru_cache(maxsize=200_000)(self._mask_of)
         self._within_reach = lru_cache(maxsize=1_000_000)(self._can_be_completed)
         self._charges_of_new = lru_cache(maxsize=100_000)(self._charges_of_any_new)
@@ -112,23 +109,24 @@ class ChargeNeutralMask:
         for token in self._tokens:
             if sure >> token & 1:
                 mask[token - 1] = 1
+            # For another element on the last site what is sure is all there is.
             elif empty > 1 or token in present or not filled:
                 counts = dict(filled)
                 counts[token] = counts.get(token, 0) + 1
                 mask[token - 1] = self._within_reach(tuple(sorted(counts.items())), empty - 1)
-            else:  # on the last site the quick answer is the answer
-                metals = all(is_metal(ELEMENTS[other - 1]) for other in (*present, token))
-                mask[token - 1] = metals
         mask.setflags(write=False)
         return mask
 
     def _surely_completed(self, filled: Composition, empty: int) -> int:
-        """Return new elements (bits of their tokens) after which a simple completion is there.
+        """Return elements (bits of their tokens) after which a simple completion is there.
 
-        That is one by other elements still, each with a state that no one else is needed for.
+        That is an alloy, or for a new element one by other elements still, each with a state that
+        no one else is needed for.
         """
         present = sum(1 << token for token, _ in filled)
-        sure, wanted = 0, self._with_states & ~present
+        sure, wanted = 0, self._all_givers & ~present
+        if all(is_metal(ELEMENTS[token - 1]) for token, _ in filled):
+            sure = self._metals
         for cut in self._cuts:
             if wanted & ~sure == 0:
                 break
@@ -143,11 +141,11 @@ class ChargeNeutralMask:
 
     def _can_be_completed(self, filled: Composition, empty: int) -> bool:
         """Return whether allowed elements on ``empty`` more sites give a valid composition."""
-        symbols = [ELEMENTS[token - 1] for token, _ in filled]
+        counts = {ELEMENTS[token - 1]: n for token, n in filled}
         if empty == 0:
-            return smact_valid({ELEMENTS[token - 1]: n for token, n in filled})
+            return smact_valid(counts)
         # The last element chosen may be chosen again: more of the same, or more of an alloy.
-        if len(filled) == 1 or all(map(is_metal, symbols)):
+        if len(counts) == 1 or all(map(is_metal, counts)):
             return True
         present = tuple(token for token, _ in filled)
         cuts = [i for i, cut in enumerate(self._cuts) if all(cut.states[t] for t in present)]
@@ -180,15 +178,11 @@ class ChargeNeutralMask:
 
 
 def _cut(value: float, tokens: Sequence[int]) -> _Cut:
-    states: dict[int, tuple[int, ...]] = {}
+    states = {t: states_at_cut(symbol, value) for t, symbol in enumerate(ELEMENTS, start=1)}
     givers: dict[int, int] = {}
-    for token, symbol in enumerate(ELEMENTS, start=1):
-        own = electronegativity(symbol)
-        sign = 0 if own is None else (1 if own <= value else -1)
-        states[token] = tuple(s for s in oxidation_states(symbol) if sign and sign * s >= 0)
-        if token in tokens:
-            for state in states[token]:
-                givers[state] = givers.get(state, 0) | 1 << token
+    for token in tokens:
+        for state in states[token]:
+            givers[state] = givers.get(state, 0) | 1 << token
     return _Cut(states, givers)
 
 

@@ -18,7 +18,7 @@ import math
 from collections.abc import Mapping
 from functools import cache, lru_cache
 
-__all__ = ["electronegativity", "is_metal", "oxidation_states", "smact_valid"]
+__all__ = ["electronegativity", "is_metal", "smact_valid", "states_at_cut"]
 
 
 def smact_valid(counts: Mapping[str, int]) -> bool:
@@ -46,7 +46,7 @@ def _valid(composition: tuple[tuple[str, int], ...]) -> bool:
     symbols = [symbol for symbol, _ in composition]
     if len(symbols) == 1 or all(map(is_metal, symbols)):
         return True
-    if any(electronegativity(s) is None or not oxidation_states(s) for s in symbols):
+    if any(electronegativity(s) is None or not _oxidation_states(s) for s in symbols):
         return False
     cuts = {electronegativity(s) for s in symbols}
     return any(_neutral_below(composition, cut) for cut in cuts if cut is not None)
@@ -56,10 +56,19 @@ def _neutral_below(composition: tuple[tuple[str, int], ...], cut: float) -> bool
     """Return whether neutrality is in reach with cations at or below ``cut``, anions above."""
     charges = {0}
     for symbol, count in composition:
-        sign = 1 if (electronegativity(symbol) or 0.0) <= cut else -1
-        allowed = [count * state for state in oxidation_states(symbol) if sign * state >= 0]
+        allowed = [count * state for state in states_at_cut(symbol, cut)]
         charges = {charge + added for charge in charges for added in allowed}
     return 0 in charges
+
+
+@cache
+def states_at_cut(symbol: str, cut: float) -> tuple[int, ...]:
+    """Return an element's states with cations at or below an electronegativity, anions above."""
+    own = electronegativity(symbol)
+    if own is None:
+        return ()
+    sign = 1 if own <= cut else -1
+    return tuple(state for state in _oxidation_states(symbol) if sign * state >= 0)
 
 
 def is_metal(symbol: str) -> bool:
@@ -84,8 +93,7 @@ def electronegativity(symbol: str) -> float | None:
 
 
 @cache
-def oxidation_states(symbol: str) -> tuple[int, ...]:
-    """Return the states of the set ``smact14``."""
+def _oxidation_states(symbol: str) -> tuple[int, ...]:
     import smact
 
     return tuple(smact.Element(symbol).oxidation_states_smact14 or ())

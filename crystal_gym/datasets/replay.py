@@ -266,7 +266,8 @@ class CrystalReplayBuffer(ReplayBuffer):
         """Return the moves at the same steps, some of them in orders drawn at random."""
         data, moves = self.trajectories, self._as_stored(index)
         index, episode = index[anew], data.episode[index[anew]]
-        n_sites, step = np.diff(data.step_ptr)[episode], data.step[index]
+        n_sites = data.step_ptr[episode + 1] - data.step_ptr[episode]
+        step = data.step[index]
         finished = data.finished[episode]
         drawn = self.generator.random(finished.shape)
         drawn[np.arange(finished.shape[1]) >= n_sites[:, None]] = np.inf

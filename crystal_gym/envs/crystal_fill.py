@@ -337,12 +337,6 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
         state = self._require_state()
         if not is_terminal(state):
             self._mask = self._mask_rule(state)
-            if not self._mask.any():
-                raise ValueError(
-                    f"no allowed element is left for site {state.focus} of {state.skeleton.name}: "
-                    "the table holds no calculated filling of it with the chosen elements; allow "
-                    "more elements or use mask='elements'"
-                )
         return {
             "action_mask": self._mask.copy(),
             "skeleton": state.skeleton.name,
@@ -434,7 +428,18 @@ def _mask_rule(
             f"mask={mask!r} needs a table oracle, not {type(oracle).__name__}: use oracle='table' "
             "or another mask"
         )
-    return lambda state: oracle.extensions(state.skeleton, state.tokens, state.focus, elements)
+
+    def calculated(state: State) -> NDArray[np.int8]:
+        found = oracle.extensions(state.skeleton, state.tokens, state.focus, elements)
+        if not found.any():
+            raise ValueError(
+                f"no allowed element is left for site {state.focus} of {state.skeleton.name}: the "
+                "table holds no calculated filling of it with the chosen elements; allow more "
+                "elements or use mask='elements'"
+            )
+        return found
+
+    return calculated
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -26,7 +26,7 @@ class RandomPolicy:
     ) -> NDArray[np.int64]:
         """Return one random action for each row."""
         draws = self._generator.random((len(observations), N_ELEMENTS))
-        return _masked(draws, action_mask).argmax(axis=1)
+        return masked(draws, action_mask).argmax(axis=1)
 
 
 class MajorityPolicy:
@@ -44,12 +44,13 @@ class MajorityPolicy:
     ) -> NDArray[np.int64]:
         """Return the same action for each row, unless the mask forbids it."""
         scores = np.broadcast_to(self._counts, (len(observations), N_ELEMENTS))
-        return _masked(scores, action_mask).argmax(axis=1)
+        return masked(scores, action_mask).argmax(axis=1)
 
 
-def _masked(
+def masked(
     scores: NDArray[np.float64], action_mask: NDArray[np.int8] | None
 ) -> NDArray[np.float64]:
+    """Return scores ``(B, 88)`` with -inf for elements that a mask, if there is one, forbids."""
     if action_mask is None:
         return scores
     return np.where(np.broadcast_to(action_mask, scores.shape) == 1, scores, -np.inf)

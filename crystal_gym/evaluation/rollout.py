@@ -17,7 +17,7 @@ from crystal_gym.envs.observations import compact_rows
 from crystal_gym.graphs import breadth_first_order
 from crystal_gym.skeletons import SkeletonSet
 
-__all__ = ["MaskRule", "Policy", "Task", "rollout"]
+__all__ = ["MaskRule", "Policy", "Task", "mask_of", "rollout"]
 
 MaskRule: TypeAlias = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.int8]]
 """From partial fillings and their numbers of sites to the elements allowed next."""
@@ -131,11 +131,17 @@ def rollout(
                 focus,
                 None if targets is None else targets[rows],
             )
-            if callable(action_mask):
-                mask: NDArray[np.int8] | None = action_mask(tokens[rows], n_sites[rows])
-            else:
-                mask = action_mask
+            mask = mask_of(action_mask, tokens[rows], n_sites[rows])
             tokens[rows, focus] = policy.predict(observations, mask) + 1
             bar.update(len(rows))
     bar.close()
     return tokens
+
+
+def mask_of(
+    action_mask: NDArray[np.int8] | MaskRule | None,
+    tokens: NDArray[np.integer],
+    n_sites: NDArray[np.integer],
+) -> NDArray[np.int8] | None:
+    """Return the mask of partial fillings ``(B, max_sites)``, from a rule where there is one."""
+    return action_mask(tokens, n_sites) if callable(action_mask) else action_mask

@@ -8,16 +8,15 @@ weighs that against the reward.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from crystal_gym.datasets.trajectories import start_sites
 from crystal_gym.elements import EMPTY, N_ELEMENTS
 from crystal_gym.envs.observations import compact_rows
-from crystal_gym.evaluation.rollout import MaskRule
-from crystal_gym.graphs import breadth_first_order
+from crystal_gym.evaluation.baselines import masked
+from crystal_gym.evaluation.rollout import MaskRule, Task, mask_of
 from crystal_gym.skeletons import Skeleton, SkeletonSet
 
 __all__ = ["Candidates", "Valued", "beam_search", "sample_fillings"]
@@ -169,35 +168,18 @@ class _Problem:
 
     def order(self, tokens: NDArray[np.int16]) -> list[int]:
         """Return the empty sites in the order of filling, which the geometry alone decides."""
-        first = int(start_sites(self.skeleton, 1)[0])
-        order = breadth_first_order(self.skeleton.neighbours, first)
-        return [int(site) for site in order if tokens[site] == EMPTY]
+        (order,) = Task.of_skeletons(self._skeletons, [self._number]).traversal
+        return [site for site in order[: len(tokens)].tolist() if tokens[site] == EMPTY]
 
     def log_probabilities(self, tokens: NDArray[np.int16], site: int) -> NDArray[np.float64]:
         """Return what the policy says of every element at a site, ``(B, 88)``; -inf is masked."""
         n_rows, n_sites = tokens.shape
-        rows = compact_rows(
-            self._skeletons,
-            np.full(n_rows, self._number),
-            _padded(tokens, self._skeletons.max_sites),
-            np.full(n_rows, site),
-            None if self._target_gap is None else np.full(n_rows, float(self._target_gap)),
-        )
-        logits = self._policy.values(rows).astype(np.float64)
-        if self._mask is not None:
-            mask: Any = self._mask
-            if callable(mask):
-                mask = mask(tokens, np.full(n_rows, n_sites))
-            logits = np.where(np.broadcast_to(mask, logits.shape) == 1, logits, -np.inf)
-        highest = logits.max(1, keepdims=True)
-        shifted = logits - np.where(np.isfinite(highest), highest, 0.0)
-        with np.errstate(divide="ignore"):
-            normaliser = np.log(np.exp(shifted).sum(1, keepdims=True))
-        return shifted - np.where(np.isfinite(normaliser), normaliser, 0.0)
-
-
-def _padded(tokens: NDArray[np.int16], width: int) -> NDArray[np.int16]:
-    return np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])))
+        numbers = np.full(n_rows, self._number)
+        rows = compact_rows(self._skeletons, numbers, tokens, site, self._target_gap)
+        mask = mask_of(self._mask, tokens, np.full(n_rows, n_sites))
+        logits = masked(self._policy.values(rows).astype(np.float64), mask)
+        normaliser = np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        return logits - np.where(np.isfinite(normaliser), normaliser, 0.0)
 
 
 def _different(

@@ -7,19 +7,18 @@ is ended when the program ends, when its time is up, or when we are killed ourse
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import resource
 import select
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+
+from crystal_gym.interrupts import noted_interrupts
 
 __all__ = ["Finished", "die_with_parent", "run_session"]
 
@@ -74,7 +73,8 @@ def run_session(
     timed_out = False
     with open(output, "wb") as file:
         try:
-            with _interruptions_afterwards():
+            # In the middle of a start there is a child that nobody knows yet.
+            with noted_interrupts() as interrupted:
                 process = subprocess.Popen(
                     command,
                     cwd=folder,
@@ -85,29 +85,13 @@ def run_session(
                     start_new_session=True,
                     preexec_fn=_child_setup(memory_bytes),
                 )
+            if interrupted.is_set():
+                signal.raise_signal(signal.SIGINT)
             timed_out = not _wait(process, timeout_s)
         finally:  # whatever ends the wait: nothing of the session goes on
             if process is not None:
                 _end_session(process)
     return Finished(process.returncode, timed_out, time.monotonic() - start)
-
-
-@contextlib.contextmanager
-def _interruptions_afterwards() -> Iterator[None]:
-    """Let Ctrl-C wait: in the middle of a start there is a child that nobody knows yet."""
-    handler = signal.getsignal(signal.SIGINT)
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or not callable(handler):
-        yield  # signals do not arrive here, or do nothing
-        return
-    received: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda *event: received.append(event))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    if received:
-        handler(*received[0])
 
 
 def die_with_parent() -> None:
