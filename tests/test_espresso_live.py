@@ -353,7 +353,7 @@ def test_more_memory_than_allowed(oracle):
     failed_folder(found, live.scratch)
 
 
-LONG = {"ecutwfc_ry": 40, "ecutrho_ry": 320, "k_mesh": (4, 4, 4), "n_bands": 60}
+LONG = {"ecutwfc_ry": 40, "ecutrho_ry": 320, "k_mesh": (12, 12, 12), "n_bands": 60}
 """Settings under which silicon takes far longer than any test waits."""
 
 
