@@ -194,7 +194,9 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 # The types of TrainConfig's fields; it is not imported for --help, which would load torch.
 _TRAIN_SETTINGS: dict[str, type] = {
-    **dict.fromkeys(("dataset", "validation", "preset", "focus", "site_order", "start_from"), str),
+    **dict.fromkeys(
+        ("dataset", "validation", "crystals", "preset", "focus", "site_order", "start_from"), str
+    ),
     **dict.fromkeys(("steps", "batch_size", "warmup", "evaluate_every"), int),
     **dict.fromkeys(("validation_crystals", "patience", "seed"), int),
     **dict.fromkeys(("learning_rate", "weight_decay", "conservative_weight"), float),
