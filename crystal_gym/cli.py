@@ -20,6 +20,7 @@ _EXAMPLES = """examples:
   crystal-gym data build mp20 --from DIR          write the Minari datasets from files in DIR
   crystal-gym data show crystal-mp20-v0           numbers about a dataset
   crystal-gym train c-cql -o runs/c-cql           train one policy for all target gaps
+  crystal-gym design my.cif --target-gap 3        propose compounds on a crystal's skeleton
   crystal-gym doctor                              is pw.x there, and does it work
   crystal-gym data fetch sssp                     pseudopotentials for live calculations
   crystal-gym label my.cif -o labels.csv          calculate energies and gaps with pw.x
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_quickstart(commands)
     _add_data(commands)
     _add_train(commands)
+    _add_design(commands)
     _add_label(commands)
     _add_doctor(commands)
     return parser
@@ -213,8 +215,6 @@ _TRAIN_EXAMPLES = """examples:
 
 
 def _add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from crystal_gym.oracles.espresso.settings import PRESETS
-
     command = commands.add_parser(
         "label",
         help="calculate energies and gaps of structures with pw.x",
@@ -246,6 +246,16 @@ def _add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="CSV",
         help="table of results (%(default)s); settings go beside it",
     )
+    command.add_argument("--elements", nargs="+", metavar="EL", help="of `references`: only these")
+    _add_calculation(command)
+    command.add_argument("--dry-run", action="store_true", help="say what would be calculated")
+    command.set_defaults(run=_label)
+
+
+def _add_calculation(command: argparse.ArgumentParser) -> None:
+    """Add the options that say how pw.x calculates."""
+    from crystal_gym.oracles.espresso.settings import PRESETS
+
     command.add_argument(
         "--cache",
         metavar="DATABASE",
@@ -261,7 +271,6 @@ def _add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="a setting that differs from the preset's, such as k_mesh=4,4,4 or "
         "magnetizations=1,3,5",
     )
-    command.add_argument("--elements", nargs="+", metavar="EL", help="of `references`: only these")
     command.add_argument("--workers", type=_count, default=2, help="processes (%(default)s)")
     command.add_argument("--ranks", type=_count, default=1, help="MPI processes each (%(default)s)")
     command.add_argument(
@@ -273,8 +282,6 @@ def _add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     command.add_argument("--pseudo", type=Path, metavar="DIR", help="folder of UPF files")
     command.add_argument("--pw", default="pw.x", help="the executable (%(default)s)")
     command.add_argument("--scratch", type=Path, metavar="DIR", help="where calculations run")
-    command.add_argument("--dry-run", action="store_true", help="say what would be calculated")
-    command.set_defaults(run=_label)
 
 
 _LABEL_EXAMPLES = """examples:
@@ -282,6 +289,91 @@ _LABEL_EXAMPLES = """examples:
   crystal-gym label big.db --preset fast --workers 8 --cache postgresql://me@host/results
   crystal-gym label --skeletons mini --fillings fillings.csv
   crystal-gym label references --preset paper
+"""
+
+
+def _add_design(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "design",
+        help="propose compounds with a given band gap on the skeleton of a crystal",
+        description="Empties a crystal of its elements and proposes others, ranked by what a "
+        "surrogate predicts. Writes CIF files, design.json and report.html. Nothing is calculated "
+        "with DFT unless --verify dft asks for it.",
+        epilog=_DESIGN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "structure", type=Path, help="CIF, POSCAR or extended XYZ of one crystal, up to 60 sites"
+    )
+    command.add_argument(
+        "--target-gap",
+        type=float,
+        nargs="+",
+        required=True,
+        metavar="EV",
+        help="band gap in eV; two numbers are a range",
+    )
+    command.add_argument("-n", "--count", type=_count, default=20, help="candidates (%(default)s)")
+    command.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="folder (design-NAME in this one)"
+    )
+    choice = command.add_argument_group("which elements go where")
+    for name, text in (
+        ("--include", "elements that have to occur"),
+        ("--exclude", "elements that must not be chosen"),
+        ("--only", "elements that may be chosen (default: all 88)"),
+    ):
+        choice.add_argument(name, nargs="+", default=[], metavar="EL", help=text)
+    choice.add_argument(
+        "--keep",
+        nargs="+",
+        default=[],
+        metavar="EL|N",
+        help="elements, or numbers of sites (from 1, as in the file), that stay as they are",
+    )
+    choice.add_argument(
+        "--mask",
+        choices=["charge_neutral", "elements"],
+        default="charge_neutral",
+        help="only compositions that pass SMACT, or any (%(default)s)",
+    )
+    search = command.add_argument_group("search")
+    search.add_argument(
+        "--rank",
+        choices=["reward", "likelihood"],
+        default="reward",
+        help="by the reward that predictions lead to expect, or the policy's own likelihood",
+    )
+    search.add_argument("--policy", type=Path, metavar="RUN", help="your own (default: bundled)")
+    search.add_argument("--surrogate", type=Path, metavar="RUN", help="your own")
+    search.add_argument("--width", type=_count, default=128, help="of the beam (%(default)s)")
+    search.add_argument(
+        "--samples", type=_count, default=256, help="fillings drawn beside it (%(default)s)"
+    )
+    search.add_argument("--seed", type=_seed, default=0, help="of the draws (%(default)s)")
+    check = command.add_argument_group("checks of the best candidates")
+    check.add_argument("--top", type=_count, default=3, help="how many (%(default)s)")
+    check.add_argument(
+        "--relax", action="store_true", help="relax them with CHGNet (a machine-learned potential)"
+    )
+    check.add_argument(
+        "--references",
+        type=Path,
+        metavar="JSON",
+        help="pymatgen ComputedEntry objects for energies above the hull, with --relax",
+    )
+    check.add_argument(
+        "--verify", choices=["dft"], help="calculate them with pw.x, through the cache"
+    )
+    _add_calculation(command)
+    command.set_defaults(run=_design)
+
+
+_DESIGN_EXAMPLES = """examples:
+  crystal-gym design my.cif --target-gap 3
+  crystal-gym design my.cif --target-gap 1.1 1.7 --exclude Pb Cd -n 50
+  crystal-gym design my.cif --target-gap 2 --keep O --include Ti
+  crystal-gym design my.cif --target-gap 3 --verify dft --top 5 --preset fast
 """
 
 
@@ -470,6 +562,14 @@ def _number_or_word(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
+
+
+def _design(options: argparse.Namespace) -> None:
+    from crystal_gym.design_command import design_compounds
+    from crystal_gym.quickstart import require_agents
+
+    require_agents()
+    print(design_compounds(options))
 
 
 def _label(options: argparse.Namespace) -> None:

@@ -40,7 +40,7 @@ from crystal_gym.structures import read_structures, to_structure
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-__all__ = ["label_references", "label_structures", "read_fillings"]
+__all__ = ["calculation_of", "label_references", "label_structures", "read_fillings"]
 
 _COLUMNS = (
     "name",
@@ -58,11 +58,8 @@ def label_structures(options: argparse.Namespace) -> str:
     """Calculate what the command line names; return what to print at the end."""
     if options.elements:
         raise ValueError("--elements belongs to `crystal-gym label references`")
-    settings = make_settings(options.preset, **parse_changes(options.changes))
+    oracle = calculation_of(options)
     named = list(_read_all(options))
-    # Without references energies and gaps are worth having all the same.
-    references = "auto" if find_references(settings.energy_key) else None
-    oracle = CachedOracle(_oracle(options, settings, references), options.cache)
     structures = [structure for _, structure in named]
     if options.dry_run:
         known = sum(oracle.known(s) is not None for s in structures)
@@ -78,12 +75,20 @@ def label_structures(options: argparse.Namespace) -> str:
     counts = ", ".join(f"{n} {s}" for s, n in Counter(str(r.status) for r in results).items())
     text = f"{len(results):,} structures: {counts}\n{options.output}, {record}; every result is "
     text += f"also in {oracle.store.name}"
-    if references is None:
+    if find_references(oracle.oracle.settings.energy_key) is None:  # type: ignore[attr-defined]
         text += (
             "\nno formation energies: none of the known reference energies belong to these "
             "settings; `crystal-gym label references` calculates them"
         )
     return text
+
+
+def calculation_of(options: argparse.Namespace) -> CachedOracle:
+    """Return the oracle that a command's options for calculations describe."""
+    settings = make_settings(options.preset, **parse_changes(options.changes))
+    # Without references energies and gaps are worth having all the same.
+    references = "auto" if find_references(settings.energy_key) else None
+    return CachedOracle(_oracle(options, settings, references), options.cache)
 
 
 def parse_changes(changes: Sequence[str]) -> dict[str, Any]:

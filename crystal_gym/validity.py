@@ -18,7 +18,13 @@ import math
 from collections.abc import Mapping
 from functools import cache, lru_cache
 
-__all__ = ["electronegativity", "is_metal", "smact_valid", "states_at_cut"]
+__all__ = [
+    "charge_assignment",
+    "electronegativity",
+    "is_metal",
+    "smact_valid",
+    "states_at_cut",
+]
 
 
 def smact_valid(counts: Mapping[str, int]) -> bool:
@@ -50,6 +56,48 @@ def _valid(composition: tuple[tuple[str, int], ...]) -> bool:
         return False
     cuts = {electronegativity(s) for s in symbols}
     return any(_neutral_below(composition, cut) for cut in cuts if cut is not None)
+
+
+def charge_assignment(counts: Mapping[str, int]) -> dict[str, int] | None:
+    """Return one oxidation state an element that makes a composition valid, None if it is not.
+
+    Of several assignments that pass the test it is the one with most atoms in a state that is
+    common for their element (pymatgen's ``common_oxidation_states``), then the one of the smallest
+    charges. Elements of a pure element or an alloy are neutral.
+
+    Args:
+        counts: Atoms of each element, by symbol.
+
+    Raises:
+        ValueError: If there are no atoms.
+    """
+    if not smact_valid(counts):
+        return None
+    if len(counts) == 1 or all(map(is_metal, counts)):
+        return dict.fromkeys(counts, 0)
+    cuts = {electronegativity(symbol) for symbol in counts} - {None}
+    found = (_likeliest_below(counts, cut) for cut in cuts if cut is not None)
+    return max((f for f in found if f is not None), key=lambda f: f[0])[1]
+
+
+def _likeliest_below(
+    counts: Mapping[str, int], cut: float
+) -> tuple[tuple[int, int], dict[str, int]] | None:
+    """Return the best assignment for one cut, after how many atoms are common and how charged."""
+    from pymatgen.core import Element
+
+    best: dict[int, tuple[tuple[int, int], dict[str, int]]] = {0: ((0, 0), {})}
+    for symbol, n in counts.items():
+        common = Element(symbol).common_oxidation_states
+        grown: dict[int, tuple[tuple[int, int], dict[str, int]]] = {}
+        for charge, ((usual, size), states) in best.items():
+            for state in states_at_cut(symbol, cut):
+                rank = (usual + n * (state in common), size - n * abs(state))
+                other = grown.get(charge + n * state)
+                if other is None or rank > other[0]:
+                    grown[charge + n * state] = (rank, {**states, symbol: state})
+        best = grown
+    return best.get(0)
 
 
 def _neutral_below(composition: tuple[tuple[str, int], ...], cut: float) -> bool:

@@ -7,6 +7,7 @@ weighs that against the reward.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,6 +54,7 @@ def beam_search(
     target_gap: float | None,
     width: int = 64,
     start: ArrayLike | None = None,
+    required: Sequence[int] = (),
     mask: NDArray[np.int8] | MaskRule | None = None,
 ) -> Candidates:
     """Return the likeliest fillings that a beam finds.
@@ -66,6 +68,9 @@ def beam_search(
         target_gap: eV; None for an unconditional policy.
         width: Partial fillings that are kept at every site.
         start: Tokens of sites that are filled already and stay so, 0 elsewhere, ``(n_sites,)``.
+        required: Tokens of elements that have to occur, each on at least one empty site. They are
+            placed first, on the sites that the policy likes best for them, so fillings are scored
+            along orders that begin there.
         mask: Elements allowed everywhere, int8 ``(88,)``, or a rule for partial fillings such as
             ``ChargeNeutralMask().rows``.
 
@@ -73,20 +78,21 @@ def beam_search(
         At most ``width`` candidates; none where the mask lets nothing be finished.
 
     Raises:
-        ValueError: If ``width`` is below 1 or ``start`` does not fit the skeleton.
+        ValueError: If ``width`` is below 1, ``start`` does not fit the skeleton or leaves fewer
+            sites than there are required elements.
     """
     if width < 1:
         raise ValueError(f"width={width} is no beam: expected 1 or more")
     problem = _Problem(policy, skeletons, number, target_gap, mask)
-    tokens, score = problem.begin(start), np.zeros(1)
-    for site in problem.order(tokens[0]):
-        if not len(tokens):
-            break
-        total = (score[:, None] + problem.log_probabilities(tokens, site)).ravel()
+    tokens, score = problem.begin(start, required, width)
+    while len(tokens) and (tokens == EMPTY).any():
+        sites = problem.next_sites(tokens)
+        total = (score[:, None] + problem.log_probabilities(tokens, sites)).ravel()
         best = np.argsort(-total, kind="stable")[:width]
         best = best[np.isfinite(total[best])]
-        tokens, score = tokens[best // N_ELEMENTS], total[best]
-        tokens[:, site] = best % N_ELEMENTS + 1
+        parent, chosen = best // N_ELEMENTS, best % N_ELEMENTS
+        tokens, score = tokens[parent], total[best]
+        tokens[np.arange(len(tokens)), sites[parent]] = chosen + 1
     return _different(problem.skeleton, tokens, score)
 
 
@@ -100,6 +106,7 @@ def sample_fillings(
     temperature: float = 1.0,
     seed: int = 0,
     start: ArrayLike | None = None,
+    required: Sequence[int] = (),
     mask: NDArray[np.int8] | MaskRule | None = None,
 ) -> Candidates:
     """Return different fillings among ``count`` that are drawn from the policy.
@@ -113,10 +120,11 @@ def sample_fillings(
         temperature: Logits are divided by it: below 1 the likely ones are drawn more often.
         seed: Of the draws.
         start: As in :func:`beam_search`.
+        required: As in :func:`beam_search`.
         mask: As in :func:`beam_search`.
 
     Raises:
-        ValueError: If ``count`` or ``temperature`` is not above 0 or ``start`` does not fit.
+        ValueError: If ``count`` or ``temperature`` is not above 0, or ``start`` does not fit.
     """
     if count < 1 or not 0 < temperature < np.inf:
         raise ValueError(
@@ -125,19 +133,26 @@ def sample_fillings(
         )
     problem = _Problem(policy, skeletons, number, target_gap, mask)
     generator = np.random.default_rng(seed)
-    tokens, score = np.repeat(problem.begin(start), count, 0), np.zeros(count)
-    for site in problem.order(tokens[0]):
-        logits = problem.log_probabilities(tokens, site)
+    tokens, score = problem.begin(start, required, count)
+    chosen = _drawn(np.repeat(score[None], count, 0) / temperature, generator)
+    tokens, score = tokens[chosen], score[chosen]
+    while len(tokens) and (tokens == EMPTY).any():
+        sites = problem.next_sites(tokens)
+        logits = problem.log_probabilities(tokens, sites)
         possible = np.isfinite(logits).any(1)
-        tokens, score, logits = tokens[possible], score[possible], logits[possible]
-        if not len(tokens):
-            break
-        # Gumbel: the highest of logits with this noise is a draw from their distribution.
-        noise = generator.gumbel(size=logits.shape)
-        chosen = (logits / temperature + noise).argmax(1)
-        score = score + logits[np.arange(len(chosen)), chosen]
-        tokens[:, site] = chosen + 1
+        tokens, score, sites = tokens[possible], score[possible], sites[possible]
+        logits = logits[possible]
+        rows, chosen = np.arange(len(tokens)), _drawn(logits / temperature, generator)
+        score = score + logits[rows, chosen]
+        tokens[rows, sites] = chosen + 1
     return _different(problem.skeleton, tokens, score)
+
+
+def _drawn(logits: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.int64]:
+    """Return one draw from each row's distribution: the highest of its logits with Gumbel noise."""
+    if logits.shape[1] == 0:
+        return np.zeros(0, np.int64)  # there is nothing to draw from
+    return (logits + generator.gumbel(size=logits.shape)).argmax(1)
 
 
 class _Problem:
@@ -154,28 +169,55 @@ class _Problem:
         self.skeleton: Skeleton = skeletons[number]
         self._policy, self._skeletons, self._number = policy, skeletons, number
         self._target_gap, self._mask = target_gap, mask
+        task = Task.of_skeletons(skeletons, [number])  # the order: by the geometry alone
+        self._order = task.traversal[0, : self.skeleton.n_sites].astype(np.int64)
 
-    def begin(self, start: ArrayLike | None) -> NDArray[np.int16]:
-        """Return the first partial filling, ``(1, n_sites)``."""
+    def begin(
+        self, start: ArrayLike | None, required: Sequence[int], width: int
+    ) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
+        """Return the first partial fillings ``(B, n_sites)`` and their log-probabilities."""
         n_sites = self.skeleton.n_sites
-        tokens = np.zeros(n_sites, np.int16) if start is None else np.array(start, np.int16)
-        if tokens.shape != (n_sites,) or tokens.min() < EMPTY or tokens.max() > N_ELEMENTS:
+        first = np.zeros(n_sites, np.int16) if start is None else np.array(start, np.int16)
+        if first.shape != (n_sites,) or first.min() < EMPTY or first.max() > N_ELEMENTS:
             raise ValueError(
                 f"start={np.asarray(start).tolist()} does not fit {self.skeleton.name}: expected "
                 f"{n_sites} tokens from 0 (empty) to {N_ELEMENTS}"
             )
-        return tokens[None]
+        n_empty = int((first == EMPTY).sum())
+        if len(required) > n_empty:
+            raise ValueError(
+                f"{len(required)} required elements do not fit on {n_empty} empty sites of "
+                f"{self.skeleton.name}: expected one site or more for each"
+            )
+        tokens, score = first[None], np.zeros(1)
+        for token in required:
+            tokens, score = self._placed(tokens, score, token)
+            keep = _different(self.skeleton, tokens, score)
+            tokens, score = keep.tokens[:width], keep.log_probability[:width]
+        return tokens, score
 
-    def order(self, tokens: NDArray[np.int16]) -> list[int]:
-        """Return the empty sites in the order of filling, which the geometry alone decides."""
-        (order,) = Task.of_skeletons(self._skeletons, [self._number]).traversal
-        return [site for site in order[: len(tokens)].tolist() if tokens[site] == EMPTY]
+    def _placed(
+        self, tokens: NDArray[np.int16], score: NDArray[np.float64], token: int
+    ) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
+        """Put an element on every empty site of partial fillings in turn."""
+        parent, sites = np.nonzero(tokens == EMPTY)
+        placed = tokens[parent]
+        total = score[parent] + self.log_probabilities(placed, sites)[:, token - 1]
+        placed[np.arange(len(placed)), sites] = token
+        possible = np.isfinite(total)
+        return placed[possible], total[possible]
 
-    def log_probabilities(self, tokens: NDArray[np.int16], site: int) -> NDArray[np.float64]:
+    def next_sites(self, tokens: NDArray[np.int16]) -> NDArray[np.int64]:
+        """Return the empty site of each partial filling that comes next, ``(B,)``."""
+        return self._order[(tokens[:, self._order] == EMPTY).argmax(1)]
+
+    def log_probabilities(
+        self, tokens: NDArray[np.int16], sites: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
         """Return what the policy says of every element at a site, ``(B, 88)``; -inf is masked."""
         n_rows, n_sites = tokens.shape
         numbers = np.full(n_rows, self._number)
-        rows = compact_rows(self._skeletons, numbers, tokens, site, self._target_gap)
+        rows = compact_rows(self._skeletons, numbers, tokens, sites, self._target_gap)
         mask = mask_of(self._mask, tokens, np.full(n_rows, n_sites))
         logits = masked(self._policy.values(rows).astype(np.float64), mask)
         normaliser = np.logaddexp.reduce(logits, axis=1, keepdims=True)

@@ -1,0 +1,266 @@
+"""The command ``crystal-gym design``: a crystal in, compounds on its skeleton out."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import re
+import time
+from collections.abc import Container, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from crystal_gym.design import Candidate, DesignProblem, DesignSettings, design
+from crystal_gym.elements import EMPTY, tokens_to_symbols
+from crystal_gym.evaluation.report import markdown_table
+from crystal_gym.files import atomic_path
+from crystal_gym.known_formulas import KnownFormulas
+from crystal_gym.oracles.base import Filling, Properties
+from crystal_gym.report.design import charges_text, design_report, with_error
+from crystal_gym.structures import read_structures, site_symbols
+
+__all__ = ["design_compounds"]
+
+
+def design_compounds(options: argparse.Namespace) -> str:
+    """Do what the command line asks; return what to print at the end."""
+    begun = time.monotonic()
+    settings = _settings(options)
+    problem = _problem(options.structure)
+    folder: Path = options.output or Path(f"design-{_file_name(problem.name)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    from crystal_gym.agents import load_policy
+    from crystal_gym.oracles.surrogate import SurrogateOracle
+
+    policy = load_policy(options.policy)
+    if not hasattr(policy, "values"):
+        raise ValueError(
+            f"{options.policy} acts on the history of an episode: expected a policy with values"
+        )
+    surrogate = SurrogateOracle(options.surrogate)
+    known = KnownFormulas.bundled() if options.policy is None else _known(policy.metadata)
+    candidates = design(problem, settings, policy, surrogate, known)
+    dft = None
+    if options.relax:
+        candidates = _relaxed(problem, candidates, options)
+    if options.verify is not None:
+        candidates, dft = _verified(problem, candidates, options)
+    cifs = _write_cifs(problem, candidates, folder)
+    results = {
+        "kind": "design",
+        "source": _source(problem, surrogate),
+        "goal": _goal(settings),
+        "window": settings.window,
+        "settings": {k: v for k, v in dataclasses.asdict(settings).items() if v != ()},
+        "policy": "bundled" if options.policy is None else Path(options.policy).name,
+        "surrogate": repr(surrogate),
+        "dft": dft,
+        "versions": {
+            "python": platform.python_version(),
+            **{p: version(p) for p in ("crystal-gym", "numpy", "pymatgen", "smact", "torch")},
+        },
+        "seconds": time.monotonic() - begun,
+        "candidates": [
+            _as_json(problem, c, rank, cif)
+            for rank, (c, cif) in enumerate(zip(candidates, cifs, strict=True), start=1)
+        ],
+    }
+    with atomic_path(folder / "design.json") as path:
+        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    design_report(json.loads((folder / "design.json").read_text("utf-8")), folder / "report.html")
+    return (
+        f"{_text_table(results['candidates'])}\n\n"  # type: ignore[arg-type]
+        f"{problem.name}: {len(candidates)} candidates for {_goal(settings)}; predicted values are "
+        "a surrogate's (one standard deviation), not DFT; ! is unlike its training data\n"
+        f"{folder / 'report.html'}, design.json and {len(cifs)} CIF files beside it"
+    )
+
+
+def _settings(options: argparse.Namespace) -> DesignSettings:
+    gaps = options.target_gap
+    if len(gaps) > 2:
+        raise ValueError(
+            f"--target-gap {' '.join(map(str, gaps))}: expected one gap in eV, or two for a range"
+        )
+    return DesignSettings(
+        target_gap=(gaps[0], gaps[-1]),
+        count=options.count,
+        include=tuple(options.include),
+        exclude=tuple(options.exclude),
+        only=tuple(options.only),
+        keep=tuple(options.keep),
+        neutral=options.mask == "charge_neutral",
+        rank=options.rank,
+        width=options.width,
+        samples=options.samples,
+        seed=options.seed,
+    )
+
+
+def _problem(path: Path) -> DesignProblem:
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: expected one CIF, POSCAR or extended XYZ file")
+    found = list(read_structures(path))
+    if len(found) != 1:
+        raise ValueError(
+            f"{path} holds {len(found)} structures: expected one; write the one you mean to a file"
+        )
+    ((name, structure),) = found
+    return DesignProblem.of(structure, name)
+
+
+def _known(metadata: Mapping[str, Any]) -> Container[str]:
+    """Return the formulas of the dataset that a policy was trained on, where it is here."""
+    import minari
+
+    from crystal_gym.datasets.replay import load_trajectories
+    from crystal_gym.evaluation.metrics import compositions
+
+    dataset = metadata.get("settings", {}).get("dataset")
+    if dataset not in minari.list_local_datasets():
+        return KnownFormulas.bundled()
+    return compositions(load_trajectories(dataset).finished)
+
+
+def _goal(settings: DesignSettings) -> str:
+    low, high = settings.target_gap
+    return f"{low:g} eV" if low == high else f"{low:g} to {high:g} eV"
+
+
+def _relaxed(
+    problem: DesignProblem, candidates: list[Candidate], options: argparse.Namespace
+) -> list[Candidate]:
+    from tqdm import tqdm
+
+    from crystal_gym.relaxation import Relaxer
+
+    relaxer = Relaxer(options.references)
+    top = candidates[: options.top]
+    out = [
+        dataclasses.replace(c, relaxed=relaxer(problem.structure(c.tokens)))
+        for c in tqdm(top, desc=f"relaxing ({relaxer.name})", unit="crystal")
+    ]
+    return out + candidates[len(top) :]
+
+
+def _verified(
+    problem: DesignProblem, candidates: list[Candidate], options: argparse.Namespace
+) -> tuple[list[Candidate], str]:
+    """Calculate the best candidates with pw.x, at the positions of the source."""
+    from crystal_gym.label_command import calculation_of
+    from crystal_gym.labelling import label
+
+    oracle = calculation_of(options)
+    top = candidates[: options.top]
+    structures = [problem.structure(c.tokens) for c in top]
+    results = label(structures, oracle, workers=options.workers, progress=True)
+    out = [dataclasses.replace(c, calculated=r) for c, r in zip(top, results, strict=True)]
+    return out + candidates[len(top) :], repr(oracle.oracle)
+
+
+def _write_cifs(problem: DesignProblem, candidates: list[Candidate], folder: Path) -> list[str]:
+    """Write every candidate, after removing those of an earlier run."""
+    from pymatgen.core import Structure
+
+    for old in folder.glob("[0-9][0-9][0-9]-*.cif"):
+        old.unlink()
+    names = []
+    for rank, candidate in enumerate(candidates, start=1):
+        name = f"{rank:03d}-{candidate.formula}.cif"
+        problem.structure(candidate.tokens).to(filename=str(folder / name))
+        if candidate.relaxed:
+            after = Structure.from_dict(candidate.relaxed["structure"])
+            after.to(filename=str(folder / name.replace(".cif", "-relaxed.cif")))
+        names.append(name)
+    return names
+
+
+def _source(problem: DesignProblem, surrogate: Any) -> dict[str, Any]:
+    skeleton, predicted = problem.skeleton, None
+    if (skeleton.reference != EMPTY).all():
+        filling = Filling(skeleton, skeleton.reference)
+        predicted = _prediction(surrogate.evaluate_fillings([filling])[0])
+    return {
+        "name": problem.name,
+        "lattice": problem.source.lattice.matrix.tolist(),
+        "frac_coords": problem.source.frac_coords.tolist(),
+        "symbols": site_symbols(problem.source),
+        "predicted": predicted,
+    }
+
+
+def _as_json(problem: DesignProblem, candidate: Candidate, rank: int, cif: str) -> dict[str, Any]:
+    symbols = [""] * len(candidate.tokens)
+    chosen = tokens_to_symbols(candidate.tokens)
+    for site, place in enumerate(problem.skeleton.source_rank.tolist()):
+        symbols[place] = str(chosen[site])
+    calculated = candidate.calculated
+    return {
+        "rank": rank,
+        "formula": candidate.formula,
+        "charges": candidate.charges,
+        "novel": candidate.novel,
+        "log_probability": candidate.log_probability,
+        "expected_reward": candidate.expected_reward,
+        "hit_probability": candidate.hit_probability,
+        "predicted": _prediction(candidate.predicted),
+        "calculated": None if calculated is None else _calculation(calculated),
+        "relaxed": candidate.relaxed or None,
+        "symbols": symbols,
+        "cif": cif,
+    }
+
+
+def _prediction(properties: Properties) -> dict[str, Any]:
+    return {
+        **_calculation(properties),
+        "band_gap_std_ev": None,
+        "formation_energy_std_ev_per_atom": None,
+        "unlike_training": None,
+        **properties.details,
+    }
+
+
+def _calculation(properties: Properties) -> dict[str, Any]:
+    names = ("band_gap_ev", "formation_energy_ev_per_atom", "total_energy_ry", "provenance")
+    return {n: getattr(properties, n) for n in names} | {"status": str(properties.status)}
+
+
+def _text_table(candidates: list[dict[str, Any]]) -> str:
+    header = ["formula", "charges", "new", "gap (eV, surrogate)", "hit", "E_form (eV/atom, surr.)"]
+    with_dft = any(c["calculated"] is not None for c in candidates)
+    relaxed = any(c["relaxed"] for c in candidates)
+    if with_dft:
+        header += ["gap (eV, DFT)", "E_form (eV/atom, DFT)"]
+    if relaxed:
+        header += ["moved (Å)"]
+    rows = [header]
+    for c in candidates:
+        p, dft, hit = c["predicted"], c["calculated"], c["hit_probability"]
+        row = [
+            f"{c['rank']:3d} {c['formula']}{' !' if p['unlike_training'] else ''}",
+            charges_text(c["charges"]),
+            "yes" if c["novel"] else "no",
+            with_error(p["band_gap_ev"], p["band_gap_std_ev"]),
+            "–" if hit is None else f"{100 * hit:.0f}%",
+            with_error(p["formation_energy_ev_per_atom"], p["formation_energy_std_ev_per_atom"]),
+        ]
+        if with_dft and dft is None:
+            row += ["", ""]
+        elif with_dft:
+            failed = dft["status"] if dft["status"] != "ok" else "–"
+            row += [
+                with_error(dft["band_gap_ev"], None) if dft["band_gap_ev"] is not None else failed,
+                with_error(dft["formation_energy_ev_per_atom"], None),
+            ]
+        if relaxed:
+            row += [f"{c['relaxed']['largest_move_ang']:.2f}" if c["relaxed"] else ""]
+        rows.append(row)
+    return markdown_table(rows)
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "structure"

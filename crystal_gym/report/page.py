@@ -1,0 +1,155 @@
+"""One self-contained HTML page: sections, tables, figures, a viewer of crystals.
+
+Tables and the periodic table are plain HTML: they need no script, and a screen reader reads them.
+Figures are plotly's; its library is packed into the page (1.5 MB instead of 4.8) and unpacked by
+the browser.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from crystal_gym.files import atomic_path
+
+__all__ = [
+    "columns",
+    "crystal_viewer",
+    "figure",
+    "paragraph",
+    "section",
+    "table",
+    "write_page",
+]
+
+_HERE = Path(__file__).parent
+
+
+def write_page(path: Path | str, title: str, lead: str, sections: Sequence[str]) -> None:
+    """Write a page, whole or not at all.
+
+    Args:
+        path: The HTML file.
+        title: Its heading, plain text.
+        lead: What the reader has to know first, HTML.
+        sections: HTML of :func:`section`.
+    """
+    template = (_HERE / "page.html").read_text(encoding="utf-8")
+    parts = {
+        "TITLE": html.escape(title),
+        "STYLE": (_HERE / "page.css").read_text(encoding="utf-8"),
+        "LEAD": lead,
+        "SECTIONS": "\n".join(sections),
+        "PLOTLY": _packed_plotly(),
+        "SCRIPT": (_HERE / "page.js").read_text(encoding="utf-8"),
+    }
+    text = re.sub(r"<!--([A-Z]+)-->", lambda match: parts[match[1]], template)
+    with atomic_path(Path(path)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@cache
+def _packed_plotly() -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise ImportError(
+            "reports need plotly, which is not installed: pip install 'crystal-gym[agents]'"
+        ) from error
+    packed = gzip.compress(get_plotlyjs().encode("utf-8"), compresslevel=9, mtime=0)
+    return base64.b64encode(packed).decode("ascii")
+
+
+def section(heading: str, *parts: str) -> str:
+    """Return a section with a heading (plain text) over HTML parts."""
+    return f"<section><h2>{html.escape(heading)}</h2>{''.join(parts)}</section>"
+
+
+def paragraph(text: str) -> str:
+    """Return a paragraph of plain text."""
+    return f"<p>{html.escape(text)}</p>"
+
+
+def columns(*parts: str) -> str:
+    """Return HTML parts side by side where the screen is wide enough."""
+    return f'<div class="columns">{"".join(f"<div>{p}</div>" for p in parts)}</div>'
+
+
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], caption: str, text_columns: int = 1
+) -> str:
+    """Return a table that scrolls sideways by itself on a narrow screen.
+
+    Args:
+        header: Plain text.
+        rows: HTML of the cells.
+        caption: Plain text.
+        text_columns: How many columns from the left hold words, not numbers.
+    """
+
+    def cell(tag: str, number: int, content: str, more: str = "") -> str:
+        kind = "" if number < text_columns else ' class="number"'
+        return f"<{tag}{kind}{more}>{content}</{tag}>"
+
+    head = "".join(cell("th", i, html.escape(h), ' scope="col"') for i, h in enumerate(header))
+    body = "".join(
+        f"<tr>{''.join(cell('td', i, c) for i, c in enumerate(row))}</tr>" for row in rows
+    )
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(caption)}">'
+        f"<table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def figure(data: Sequence[Mapping[str, Any]], layout: Mapping[str, Any], caption: str) -> str:
+    """Return a plotly figure.
+
+    Args:
+        data: Traces. Colours may be left out: the page has eight that suit light and dark.
+        layout: As plotly's.
+        caption: What is seen, plain text; also read to those who cannot see it.
+    """
+    spec = _script_json({"data": list(data), "layout": dict(layout)})
+    label = html.escape(caption)
+    return (
+        f'<figure><div class="plot" role="img" aria-label="{label}">'
+        f'<script type="application/json">{spec}</script></div>'
+        f"<figcaption>{label}</figcaption></figure>"
+    )
+
+
+def crystal_viewer(crystals: Sequence[Mapping[str, Any]], beside: Mapping[str, Any]) -> str:
+    """Return a viewer of crystals, one at a time, beside one that they are compared with.
+
+    Args:
+        crystals: Of :func:`crystal_gym.report.crystals.scene`, with ``title``.
+        beside: The same.
+    """
+    spec = _script_json({"crystals": list(crystals), "beside": dict(beside)})
+    options = "".join(
+        f'<option value="{i}">{html.escape(str(c["title"]))}</option>'
+        for i, c in enumerate(crystals)
+    )
+    return (
+        '<div class="viewer"><div class="controls"><button type="button" data-step="-1">'
+        'previous</button><label>Crystal <select aria-label="crystal shown">'
+        f'{options}</select></label><button type="button" data-step="1">next</button></div>'
+        '<div class="columns"><div><h3 class="shown" aria-live="polite"></h3>'
+        '<div class="scene" role="img"></div></div><div><h3 class="other"></h3>'
+        '<div class="scene" role="img"></div></div></div>'
+        f'<script type="application/json">{spec}</script></div>'
+    )
+
+
+def _script_json(value: Any) -> str:
+    """Return JSON that no text in it can end the script element of."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
