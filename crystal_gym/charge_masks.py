@@ -73,37 +73,52 @@ class ChargeNeutralMask:
         self._within_reach = lru_cache(maxsize=1_000_000)(self._can_be_completed)
         self._charges_of_new = lru_cache(maxsize=100_000)(self._charges_of_any_new)
 
-    def __call__(self, tokens: Iterable[int]) -> NDArray[np.int8]:
+    def __call__(self, tokens: Iterable[int], at_once: int = 1) -> NDArray[np.int8]:
         """Return the mask of the next site, int8 ``(88,)``; all 0 if nothing can save the crystal.
 
         Args:
-            tokens: One entry a site, 0 where it is empty; at least one has to be.
+            tokens: One entry a site, 0 where it is empty.
+            at_once: How many empty sites the next element goes on.
 
         Raises:
-            ValueError: If no site is empty, or there are more than 256.
+            ValueError: If fewer sites are empty, or there are more than 256.
         """
         counts = Counter(int(token) for token in tokens)
         empty = counts.pop(EMPTY, 0)
-        if not 0 < empty + counts.total() <= _MAX_SITES or empty == 0:
+        if not 0 < empty + counts.total() <= _MAX_SITES or not 1 <= at_once <= empty:
             raise ValueError(
-                f"{empty} of {empty + counts.total()} sites are empty: expected at least one, of "
-                f"at most {_MAX_SITES}"
+                f"{empty} of {empty + counts.total()} sites are empty: expected at least "
+                f"{max(1, at_once)}, of at most {_MAX_SITES}"
             )
-        return self._mask(tuple(sorted(counts.items())), empty)
+        return self._mask(tuple(sorted(counts.items())), empty, at_once)
 
     def rows(
-        self, tokens: NDArray[np.integer], n_sites: Sequence[int] | NDArray[np.integer]
+        self,
+        tokens: NDArray[np.integer],
+        n_sites: Sequence[int] | NDArray[np.integer],
+        at_once: Sequence[int] | NDArray[np.integer] | None = None,
     ) -> NDArray[np.int8]:
         """Return the masks of many partial fillings, int8 ``(B, 88)``.
 
         Args:
             tokens: ``(B, max_sites)``, 0 where a site is empty and beyond the last one.
             n_sites: Sites of each, ``(B,)``.
+            at_once: How many empty sites the next element of each goes on, ``(B,)``; 1 by default.
         """
-        return np.stack([self(row[:n]) for row, n in zip(tokens, n_sites, strict=True)])
+        numbers = np.ones(len(tokens), int) if at_once is None else np.asarray(at_once)
+        rows = zip(tokens, n_sites, numbers.tolist(), strict=True)
+        return np.stack([self(row[:n], many) for row, n, many in rows])
 
-    def _mask_of(self, filled: Composition, empty: int) -> NDArray[np.int8]:
+    def _mask_of(self, filled: Composition, empty: int, at_once: int) -> NDArray[np.int8]:
         mask = np.zeros(N_ELEMENTS, dtype=np.int8)
+        if at_once > 1:
+            for token in self._tokens:
+                counts = dict(filled)
+                counts[token] = counts.get(token, 0) + at_once
+                within = self._within_reach(tuple(sorted(counts.items())), empty - at_once)
+                mask[token - 1] = within
+            mask.setflags(write=False)
+            return mask
         sure = self._surely_completed(filled, empty)
         present = {token for token, _ in filled}
         for token in self._tokens:

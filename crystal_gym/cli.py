@@ -332,6 +332,13 @@ def _add_design(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="elements, or numbers of sites (from 1, as in the file), that stay as they are",
     )
     choice.add_argument(
+        "--sites",
+        choices=["equivalent", "free"],
+        default="equivalent",
+        help="one element on all sites that symmetry makes equivalent in the crystal, or each site "
+        "by itself (%(default)s)",
+    )
+    choice.add_argument(
         "--mask",
         choices=["charge_neutral", "elements"],
         default="charge_neutral",

@@ -9,7 +9,7 @@ stays apart from what DFT finds (:attr:`Candidate.predicted`, :attr:`Candidate.c
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from crystal_gym.oracles.base import Filling, FillingOracle, Properties, Status
 from crystal_gym.rewards import FormationReward
 from crystal_gym.skeletons import Skeleton, SkeletonSet, build_skeletons
 from crystal_gym.structures import cell_from_structure, site_symbols, to_structure
-from crystal_gym.validity import charge_assignment
+from crystal_gym.validity import charge_assignment, electronegativity
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -71,6 +71,8 @@ class DesignSettings:
         only: Elements that may be chosen; none for all 88.
         keep: Elements of the source crystal, or numbers of its sites from 1 in the order of the
             file, that stay as they are.
+        isostructural: Sites that are equivalent by the symmetry of the source crystal get the same
+            element; else each site is filled by itself.
         neutral: Only compositions that pass SMACT (smact14).
         rank: ``reward``, what the oracle's predictions lead to expect, or ``likelihood``, the
             policy's own.
@@ -89,6 +91,7 @@ class DesignSettings:
     exclude: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     keep: tuple[str | int, ...] = ()
+    isostructural: bool = True
     neutral: bool = True
     rank: str = "reward"
     width: int = 128
@@ -211,6 +214,15 @@ class DesignProblem:
             filled.replace(rank, ELEMENTS[int(tokens[site]) - 1])
         return filled
 
+    def orbits(self) -> NDArray[np.int64]:
+        """Return one number a site, the same for sites that the source's symmetry makes equal.
+
+        Symmetry of the bare skeleton that exchanges different elements does not count.
+        """
+        skeleton = self.skeleton
+        same = (skeleton.reference[skeleton.permutations] == skeleton.reference).all(axis=1)
+        return skeleton.permutations[same].min(axis=0).astype(np.int64)
+
     def kept(self, keep: Sequence[str | int]) -> NDArray[np.int16]:
         """Return the tokens of sites that stay, 0 elsewhere, in the skeleton's numbering.
 
@@ -248,7 +260,7 @@ class Candidate:
 
     Attributes:
         tokens: Elements in the skeleton's numbering, int16 ``(n_sites,)``.
-        formula: Reduced formula.
+        formula: Reduced formula, elements by electronegativity.
         charges: Oxidation states by symbol; None where the composition is not valid (smact14).
         novel: Whether the policy's training data hold no crystal of this formula.
         log_probability: Of the policy, the best along the searches that found it.
@@ -303,6 +315,7 @@ def design(
     common: dict[str, Any] = {
         "start": start,
         "required": required,
+        "groups": problem.orbits() if settings.isostructural else None,
         "mask": neutral.rows if settings.neutral else settings.elements,
     }
     found: dict[bytes, tuple[float, NDArray[np.int16]]] = {}
@@ -342,13 +355,11 @@ def _candidate(
     settings: DesignSettings,
     known: Container[str],
 ) -> Candidate:
-    from pymatgen.core import Composition
-
     counts = formula_counts(tokens)
     reward, hit = _expected(predicted, settings)
     return Candidate(
         tokens=tokens,
-        formula=Composition(counts).reduced_formula,  # in the order that chemists write
+        formula=_written(counts),
         charges=charge_assignment(counts),
         novel=reduced_formula(tokens) not in known,
         log_probability=log_probability,
@@ -356,6 +367,13 @@ def _candidate(
         expected_reward=reward,
         hit_probability=hit,
     )
+
+
+def _written(counts: Mapping[str, int]) -> str:
+    """Return a reduced formula as chemists write it: by electronegativity."""
+    divisor = math.gcd(*counts.values())
+    order = sorted(counts, key=lambda s: (electronegativity(s) or math.inf, s))
+    return "".join(f"{s}{n if (n := counts[s] // divisor) > 1 else ''}" for s in order)
 
 
 def _rank(candidate: Candidate, rank: str) -> tuple[float, float]:

@@ -92,6 +92,7 @@ def _settings(options: argparse.Namespace) -> DesignSettings:
         exclude=tuple(options.exclude),
         only=tuple(options.only),
         keep=tuple(options.keep),
+        isostructural=options.sites == "equivalent",
         neutral=options.mask == "charge_neutral",
         rank=options.rank,
         width=options.width,

@@ -141,3 +141,22 @@ def test_masks_cannot_be_changed_by_their_users():
     mask = ChargeNeutralMask()
     with pytest.raises(ValueError, match="read-only"):
         mask([0, 0])[3] = 0
+
+
+def test_several_sites_at_once_against_enumeration():
+    seen = set()
+    for palette, filled, n_sites in random_cases(150, (1, 6), (2, 6)):
+        empty = n_sites - len(filled)
+        chosen = element_mask([ELEMENTS[token - 1] for token in palette])
+        for at_once in range(2, empty + 1):
+            expected = np.zeros(N_ELEMENTS, np.int8)
+            for token in palette:
+                for rest in itertools.combinations_with_replacement(palette, empty - at_once):
+                    crystal = [*filled, *[token] * at_once, *rest]
+                    expected[token - 1] |= smact_valid(formula_counts(np.array(crystal)))
+            state = [*filled, *[0] * empty]
+            np.testing.assert_array_equal(ChargeNeutralMask(chosen)(state, at_once), expected)
+            seen.add(bool(expected.any()))
+    assert seen == {True, False}
+    with pytest.raises(ValueError, match="1 of 2 sites are empty: expected at least 2"):
+        ChargeNeutralMask()([1, 0], 2)

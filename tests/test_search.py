@@ -180,3 +180,39 @@ def test_draws_follow_the_probabilities(made_set):
 def test_wrong_settings_are_explained(made_set, search, settings, message):
     with pytest.raises(ValueError, match=message):
         search(Noise(), made_set, two_sites(made_set), target_gap=None, **settings)
+
+
+def test_required_elements_occur_and_cost_nothing_else(made_set):
+    number, policy = two_sites(made_set), Noise()
+    wanted = [ELEMENTS.index("Mg") + 1]
+    found = beam_search(
+        policy, made_set, number, target_gap=None, width=N_ELEMENTS**2, required=wanted
+    )
+    skeleton = made_set[number]
+    expected = {
+        skeleton.canonical_tokens(np.array([wanted[0], token]))
+        for token in range(1, N_ELEMENTS + 1)
+    } | {skeleton.canonical_tokens(np.array([token, wanted[0]])) for token in range(1, 89)}
+    assert {skeleton.canonical_tokens(tokens) for tokens in found.tokens} == expected
+    for search in (beam_search, sample_fillings):
+        for tokens in search(policy, made_set, number, target_gap=None, required=wanted).tokens:
+            assert wanted[0] in tokens
+    with pytest.raises(ValueError, match="3 required elements do not fit on 2 empty sites"):
+        beam_search(policy, made_set, number, target_gap=None, required=[1, 2, 3])
+
+
+@pytest.mark.parametrize("search", [beam_search, sample_fillings])
+def test_groups_are_filled_together_and_stay_neutral(made_set, search):
+    number = NAMES.index("perovskite")
+    n_sites = made_set[number].n_sites
+    groups = np.arange(n_sites) % 2
+    rule = ChargeNeutralMask(element_mask(["Na", "Mg", "Al", "Cl", "O", "Ti"])).rows
+    found = search(Noise(), made_set, number, target_gap=None, groups=groups, mask=rule)
+    assert len(found) > 2
+    for tokens in found.tokens:
+        assert len(set(tokens[groups == 0])) == len(set(tokens[groups == 1])) == 1
+        assert smact_valid(formula_counts(tokens))
+    one = search(Noise(), made_set, number, target_gap=None, groups=np.zeros(n_sites), mask=rule)
+    assert all(len(set(tokens)) == 1 for tokens in one.tokens)
+    with pytest.raises(ValueError, match="expected one number for each of its 5 sites"):
+        search(Noise(), made_set, number, target_gap=None, groups=[0])

@@ -60,3 +60,48 @@ def test_twenty_elements_need_no_exponential_time():
 def test_no_atoms_is_refused(counts):
     with pytest.raises(ValueError, match="is no composition"):
         smact_valid(counts)
+
+
+def test_charge_assignments_are_neutral_and_usual():
+    from crystal_gym.validity import charge_assignment
+
+    for counts, expected in (
+        ({"Na": 1, "Cl": 1}, {"Na": 1, "Cl": -1}),
+        ({"Ba": 1, "Ti": 1, "O": 3}, {"Ba": 2, "Ti": 4, "O": -2}),
+        ({"Li": 1, "Fe": 1, "P": 1, "O": 4}, {"Li": 1, "Fe": 2, "P": 5, "O": -2}),
+        ({"Cu": 3, "Al": 1}, {"Cu": 0, "Al": 0}),
+        ({"Si": 8}, {"Si": 0}),
+        ({"Na": 1, "Cl": 2}, None),
+    ):
+        assert charge_assignment(counts) == expected
+
+
+def test_charge_assignments_against_every_combination():
+    import itertools
+
+    from crystal_gym.elements import ELEMENTS
+    from crystal_gym.validity import _oxidation_states as states_of
+    from crystal_gym.validity import charge_assignment, electronegativity, is_metal, smact_valid
+
+    generator = np.random.default_rng(1)
+    seen = set()
+    for _ in range(400):
+        symbols = generator.choice(ELEMENTS, generator.integers(2, 5), replace=False).tolist()
+        counts = {s: int(generator.integers(1, 5)) for s in symbols}
+        found = charge_assignment(counts)
+        assert (found is not None) == smact_valid(counts)
+        if all(map(is_metal, symbols)):
+            continue
+        if any(electronegativity(s) is None for s in symbols):
+            continue
+        passing = []
+        for states in itertools.product(*map(states_of, symbols)):
+            charged = list(zip(symbols, states, strict=True))
+            cations = [electronegativity(s) for s, n in charged if n > 0]
+            anions = [electronegativity(s) for s, n in charged if n < 0]
+            ordered = not cations or not anions or max(cations) < min(anions)
+            if ordered and sum(n * counts[s] for s, n in charged) == 0:
+                passing.append(dict(charged))
+        assert (found in passing) if passing else (found is None)
+        seen.add(found is None)
+    assert seen == {True, False}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,11 @@ from crystal_gym.skeletons import SkeletonSet
 
 __all__ = ["MaskRule", "Policy", "Task", "mask_of", "rollout"]
 
-MaskRule: TypeAlias = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.int8]]
-"""From partial fillings and their numbers of sites to the elements allowed next."""
+MaskRule: TypeAlias = Callable[..., NDArray[np.int8]]
+"""From partial fillings and their numbers of sites to the elements allowed next.
+
+Searches that fill several sites at once hand over how many, as a third argument.
+"""
 
 
 class Policy(Protocol):

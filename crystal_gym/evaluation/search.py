@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from crystal_gym.elements import EMPTY, N_ELEMENTS
 from crystal_gym.envs.observations import compact_rows
 from crystal_gym.evaluation.baselines import masked
-from crystal_gym.evaluation.rollout import MaskRule, Task, mask_of
+from crystal_gym.evaluation.rollout import MaskRule, Task
 from crystal_gym.skeletons import Skeleton, SkeletonSet
 
 __all__ = ["Candidates", "Valued", "beam_search", "sample_fillings"]
@@ -55,6 +55,7 @@ def beam_search(
     width: int = 64,
     start: ArrayLike | None = None,
     required: Sequence[int] = (),
+    groups: ArrayLike | None = None,
     mask: NDArray[np.int8] | MaskRule | None = None,
 ) -> Candidates:
     """Return the likeliest fillings that a beam finds.
@@ -71,6 +72,8 @@ def beam_search(
         required: Tokens of elements that have to occur, each on at least one empty site. They are
             placed first, on the sites that the policy likes best for them, so fillings are scored
             along orders that begin there.
+        groups: Number of the group of every site, ``(n_sites,)``: the empty sites of a group get
+            the same element, which is scored once, at the first of them. None: each by itself.
         mask: Elements allowed everywhere, int8 ``(88,)``, or a rule for partial fillings such as
             ``ChargeNeutralMask().rows``.
 
@@ -83,7 +86,7 @@ def beam_search(
     """
     if width < 1:
         raise ValueError(f"width={width} is no beam: expected 1 or more")
-    problem = _Problem(policy, skeletons, number, target_gap, mask)
+    problem = _Problem(policy, skeletons, number, target_gap, groups, mask)
     tokens, score = problem.begin(start, required, width)
     while len(tokens) and (tokens == EMPTY).any():
         sites = problem.next_sites(tokens)
@@ -91,8 +94,7 @@ def beam_search(
         best = np.argsort(-total, kind="stable")[:width]
         best = best[np.isfinite(total[best])]
         parent, chosen = best // N_ELEMENTS, best % N_ELEMENTS
-        tokens, score = tokens[parent], total[best]
-        tokens[np.arange(len(tokens)), sites[parent]] = chosen + 1
+        tokens, score = problem.filled(tokens[parent], sites[parent], chosen + 1), total[best]
     return _different(problem.skeleton, tokens, score)
 
 
@@ -107,6 +109,7 @@ def sample_fillings(
     seed: int = 0,
     start: ArrayLike | None = None,
     required: Sequence[int] = (),
+    groups: ArrayLike | None = None,
     mask: NDArray[np.int8] | MaskRule | None = None,
 ) -> Candidates:
     """Return different fillings among ``count`` that are drawn from the policy.
@@ -121,6 +124,7 @@ def sample_fillings(
         seed: Of the draws.
         start: As in :func:`beam_search`.
         required: As in :func:`beam_search`.
+        groups: As in :func:`beam_search`.
         mask: As in :func:`beam_search`.
 
     Raises:
@@ -131,7 +135,7 @@ def sample_fillings(
             f"count={count} and temperature={temperature} are not usable: expected at least 1 "
             "filling and a temperature above 0"
         )
-    problem = _Problem(policy, skeletons, number, target_gap, mask)
+    problem = _Problem(policy, skeletons, number, target_gap, groups, mask)
     generator = np.random.default_rng(seed)
     tokens, score = problem.begin(start, required, count)
     chosen = _drawn(np.repeat(score[None], count, 0) / temperature, generator)
@@ -144,7 +148,7 @@ def sample_fillings(
         logits = logits[possible]
         rows, chosen = np.arange(len(tokens)), _drawn(logits / temperature, generator)
         score = score + logits[rows, chosen]
-        tokens[rows, sites] = chosen + 1
+        tokens = problem.filled(tokens, sites, chosen + 1)
     return _different(problem.skeleton, tokens, score)
 
 
@@ -164,11 +168,19 @@ class _Problem:
         skeletons: SkeletonSet,
         number: int,
         target_gap: float | None,
+        groups: ArrayLike | None,
         mask: NDArray[np.int8] | MaskRule | None,
     ) -> None:
         self.skeleton: Skeleton = skeletons[number]
         self._policy, self._skeletons, self._number = policy, skeletons, number
         self._target_gap, self._mask = target_gap, mask
+        n_sites = self.skeleton.n_sites
+        self._groups = np.arange(n_sites) if groups is None else np.asarray(groups)
+        if self._groups.shape != (n_sites,):
+            raise ValueError(
+                f"groups of shape {self._groups.shape} do not fit {self.skeleton.name}: expected "
+                f"one number for each of its {n_sites} sites"
+            )
         task = Task.of_skeletons(skeletons, [number])  # the order: by the geometry alone
         self._order = task.traversal[0, : self.skeleton.n_sites].astype(np.int64)
 
@@ -201,11 +213,21 @@ class _Problem:
     ) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
         """Put an element on every empty site of partial fillings in turn."""
         parent, sites = np.nonzero(tokens == EMPTY)
-        placed = tokens[parent]
-        total = score[parent] + self.log_probabilities(placed, sites)[:, token - 1]
-        placed[np.arange(len(placed)), sites] = token
+        total = score[parent] + self.log_probabilities(tokens[parent], sites)[:, token - 1]
         possible = np.isfinite(total)
-        return placed[possible], total[possible]
+        parent, sites, total = parent[possible], sites[possible], total[possible]
+        return self.filled(tokens[parent], sites, np.full(len(sites), token)), total
+
+    def _together(self, tokens: NDArray[np.int16], sites: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return the empty sites that are filled with the next one of each, ``(B, n_sites)``."""
+        together: NDArray[np.bool_] = self._groups[None] == self._groups[sites][:, None]
+        return together & (tokens == EMPTY)
+
+    def filled(
+        self, tokens: NDArray[np.int16], sites: NDArray[np.int64], chosen: NDArray[np.integer]
+    ) -> NDArray[np.int16]:
+        """Return partial fillings with one more element each, on a site and those of its group."""
+        return np.where(self._together(tokens, sites), chosen[:, None], tokens).astype(np.int16)
 
     def next_sites(self, tokens: NDArray[np.int16]) -> NDArray[np.int64]:
         """Return the empty site of each partial filling that comes next, ``(B,)``."""
@@ -218,7 +240,13 @@ class _Problem:
         n_rows, n_sites = tokens.shape
         numbers = np.full(n_rows, self._number)
         rows = compact_rows(self._skeletons, numbers, tokens, sites, self._target_gap)
-        mask = mask_of(self._mask, tokens, np.full(n_rows, n_sites))
+        mask = self._mask
+        if callable(mask):
+            at_once = self._together(tokens, sites).sum(1)
+            numbers_of_sites = np.full(n_rows, n_sites)
+            # Rules need not know of groups where there are none.
+            more = () if (at_once == 1).all() else (at_once,)
+            mask = mask(tokens, numbers_of_sites, *more)
         logits = masked(self._policy.values(rows).astype(np.float64), mask)
         normaliser = np.logaddexp.reduce(logits, axis=1, keepdims=True)
         return logits - np.where(np.isfinite(normaliser), normaliser, 0.0)
