@@ -54,6 +54,9 @@ IN_RANGE_EV = 0.25
 
 RANKINGS = ("reward", "likelihood")
 
+_LARGEST_GAP_EV = 20.0
+"""Solid helium, at the top of the labels, has 18.6 eV."""
+
 _LARGEST_VOLUME = 150.0
 """Å^3 a site: caesium, the largest atom, takes 116 in its metal; a molecule in a box more."""
 
@@ -104,6 +107,11 @@ class DesignSettings:
             raise ValueError(
                 f"target_gap={self.target_gap} is no range: expected the lowest gap (eV) first, "
                 "or one number twice for a point"
+            )
+        if high > _LARGEST_GAP_EV:
+            raise ValueError(
+                f"target_gap={high:g} eV is beyond all solids: expected at most "
+                f"{_LARGEST_GAP_EV:g} eV; policies are trained on 0 to 6 eV above all"
             )
         for name in ("count", "width", "samples"):
             if getattr(self, name) < 1:

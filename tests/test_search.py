@@ -20,8 +20,8 @@ class Noise:
 
     def __init__(self, scale=2.0):
         generator = np.random.default_rng(0)
-        self._of_site = generator.normal(size=(20, N_ELEMENTS)) * scale
-        self._of_pair = generator.normal(size=(20, N_ELEMENTS + 1, N_ELEMENTS)) * scale
+        self._of_site = generator.normal(size=(60, N_ELEMENTS)) * scale
+        self._of_pair = generator.normal(size=(60, N_ELEMENTS + 1, N_ELEMENTS)) * scale
         self.targets = set()
 
     def values(self, observations):
