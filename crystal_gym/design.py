@@ -44,6 +44,7 @@ __all__ = [
     "DesignProblem",
     "DesignSettings",
     "design",
+    "expectations",
 ]
 
 MAX_DESIGN_SITES = 60
@@ -364,7 +365,7 @@ def _candidate(
     known: Container[str],
 ) -> Candidate:
     counts = formula_counts(tokens)
-    reward, hit = _expected(predicted, settings)
+    reward, hit = expectations(predicted, settings)
     return Candidate(
         tokens=tokens,
         formula=_written(counts),
@@ -396,7 +397,9 @@ def _rank(candidate: Candidate, rank: str) -> tuple[float, float]:
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(31)
 
 
-def _expected(predicted: Properties, settings: DesignSettings) -> tuple[float | None, float | None]:
+def expectations(
+    predicted: Properties, settings: DesignSettings
+) -> tuple[float | None, float | None]:
     """Return expected reward and probability of a hit for a normally distributed gap.
 
     A range has its distance in the place of the difference to a point.
