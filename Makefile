@@ -48,7 +48,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[agents,postgresql,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[agents,postgresql,relax,dev]'
 	touch $@
 
 clean:

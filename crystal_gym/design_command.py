@@ -237,7 +237,7 @@ def _text_table(candidates: list[dict[str, Any]]) -> str:
     if with_dft:
         header += ["gap (eV, DFT)", "E_form (eV/atom, DFT)"]
     if relaxed:
-        header += ["moved (Å)"]
+        header += ["moved (Å, pot.)", "volume (%, pot.)", "above hull (eV/atom, pot.)"]
     rows = [header]
     for c in candidates:
         p, dft, hit = c["predicted"], c["calculated"], c["hit_probability"]
@@ -258,7 +258,9 @@ def _text_table(candidates: list[dict[str, Any]]) -> str:
                 with_error(dft["formation_energy_ev_per_atom"], None),
             ]
         if relaxed:
-            row += [f"{c['relaxed']['largest_move_ang']:.2f}" if c["relaxed"] else ""]
+            moved = c["relaxed"] or {}
+            names = ("largest_move_ang", "volume_change_percent", "energy_above_hull_ev_per_atom")
+            row += [with_error(moved.get(name), None) if moved else "" for name in names]
         rows.append(row)
     return markdown_table(rows)
 

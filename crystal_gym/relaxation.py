@@ -7,7 +7,9 @@ References:
 
 from __future__ import annotations
 
+import io
 import warnings
+from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +44,8 @@ class Relaxer:
             raise ImportError(
                 "--relax needs the potential CHGNet: pip install 'crystal-gym[relax]'"
             ) from error
-        with warnings.catch_warnings():
+        # It prints what it is, whatever is asked of it.
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             self._optimizer = StructOptimizer(use_device="cpu")
         self._hull = None if references is None else _hull(references)
@@ -94,7 +97,7 @@ def _hull(path: Path) -> PhaseDiagram:
 
     try:
         return PhaseDiagram(loadfn(path))
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise ValueError(
             f"{path} holds no references ({error}): expected a JSON list of pymatgen "
             "ComputedEntry objects with the pure elements among them"

@@ -83,7 +83,11 @@ def _table(candidates: list[Mapping[str, Any]]) -> str:
     if with_dft:
         header += ["Gap (eV, DFT)", "Formation energy (eV/atom, DFT)", "DFT ended"]
     if relaxed:
-        header += ["Largest move (Å, potential)", "Above hull (eV/atom, potential)"]
+        header += [
+            "Largest move (Å, potential)",
+            "Volume change (%, potential)",
+            "Above hull (eV/atom, potential)",
+        ]
     rows = []
     for c in candidates:
         p = c["predicted"]
@@ -111,6 +115,7 @@ def _table(candidates: list[Mapping[str, Any]]) -> str:
             moved = c["relaxed"] or {}
             row += [
                 _number(moved.get("largest_move_ang")),
+                _number(moved.get("volume_change_percent")),
                 _number(moved.get("energy_above_hull_ev_per_atom")),
             ]
         rows.append(row)
