@@ -23,7 +23,7 @@ def design_report(results: Mapping[str, Any], path: Path | str) -> None:
         path: The HTML file.
     """
     source, candidates = results["source"], results["candidates"]
-    goal = results["goal"]
+    goal, original = results["goal"], _source_scene(source)
     sections = [
         page.section("Candidates", _table(candidates), _notes(results)),
         page.section("Predicted gap and formation energy", _map(results)),
@@ -33,7 +33,7 @@ def design_report(results: Mapping[str, Any], path: Path | str) -> None:
                 "Drag to turn, scroll or pinch to zoom. Positions are those of the source crystal: "
                 "nothing has moved, so bonds of real compounds will be a little longer or shorter."
             ),
-            page.crystal_viewer([_scene(c, source) for c in candidates], _source_scene(source)),
+            page.crystal_viewer([(_scene(c, source), original) for c in candidates]),
         ),
         page.section(
             "Elements",
@@ -49,8 +49,7 @@ def design_report(results: Mapping[str, Any], path: Path | str) -> None:
         f"the skeleton of {html.escape(source['name'])} ({len(source['symbols'])} sites). "
         f"{_warning(candidates)}</p>"
     )
-    write = page.write_page
-    write(path, f"Compounds designed on {source['name']}", lead, sections)
+    page.write_page(path, f"Compounds designed on {source['name']}", lead, sections)
 
 
 def _warning(candidates: list[Mapping[str, Any]]) -> str:

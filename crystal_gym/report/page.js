@@ -109,15 +109,15 @@
     const select = element.querySelector("select");
     const [left, right] = element.querySelectorAll(".scene");
     const draw = () => {
-      const crystal = spec.crystals[Number(select.value)];
+      const [crystal, other] = spec.pairs[Number(select.value)].map(n => spec.scenes[n]);
       element.querySelector(".shown").textContent = crystal.title;
-      element.querySelector(".other").textContent = spec.beside.title;
-      return [drawScene(left, crystal), drawScene(right, spec.beside)];
+      element.querySelector(".other").textContent = other.title;
+      return [drawScene(left, crystal), drawScene(right, other)];
     };
     select.addEventListener("change", draw);
     for (const button of element.querySelectorAll("button"))
       button.addEventListener("click", () => {
-        const n = spec.crystals.length;
+        const n = spec.pairs.length;
         select.value = String((Number(select.value) + Number(button.dataset.step) + n) % n);
         draw();
       });

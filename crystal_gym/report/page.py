@@ -126,17 +126,22 @@ def figure(data: Sequence[Mapping[str, Any]], layout: Mapping[str, Any], caption
     )
 
 
-def crystal_viewer(crystals: Sequence[Mapping[str, Any]], beside: Mapping[str, Any]) -> str:
-    """Return a viewer of crystals, one at a time, beside one that they are compared with.
+def crystal_viewer(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
+    """Return a viewer of crystals, one at a time, each beside one that it is compared with.
 
     Args:
-        crystals: Of :func:`crystal_gym.report.crystals.scene`, with ``title``.
-        beside: The same.
+        pairs: Of :func:`crystal_gym.report.crystals.scene`; the first of each is in the menu.
     """
-    spec = _script_json({"crystals": list(crystals), "beside": dict(beside)})
+    scenes: list[Mapping[str, Any]] = []
+    for scene in (s for pair in pairs for s in pair):
+        if not any(scene is other for other in scenes):
+            scenes.append(scene)
+    place = {id(scene): number for number, scene in enumerate(scenes)}
+    numbers = [[place[id(left)], place[id(right)]] for left, right in pairs]
+    spec = _script_json({"scenes": scenes, "pairs": numbers})
     options = "".join(
-        f'<option value="{i}">{html.escape(str(c["title"]))}</option>'
-        for i, c in enumerate(crystals)
+        f'<option value="{i}">{html.escape(str(left["title"]))}</option>'
+        for i, (left, _) in enumerate(pairs)
     )
     return (
         '<div class="viewer"><div class="controls"><button type="button" data-step="-1">'
