@@ -34,9 +34,10 @@ mini: $(VENV)/ready
 TRAIN := $(BIN)/crystal-gym train --precision bfloat16 --compile on --threads 1
 policy: $(VENV)/ready
 	$(TRAIN) bc --evaluate-every 1000 -o runs/bc-0
-	$(TRAIN) c-cql --start-from runs/bc-0 --steps 1000 --learning-rate 2e-3 -o runs/c-cql-0
-	$(TRAIN) c-cql --start-from runs/c-cql-0 --target-gap hindsight --steps 600 --warmup 50 \
-		--learning-rate 3e-3 --evaluate-every 300 -o runs/c-cql-hindsight-0
+	$(TRAIN) c-cql --start-from runs/bc-0 --crystals valid --steps 1000 --learning-rate 2e-3 \
+		--evaluate-every 1000 -o runs/c-cql-0
+	$(TRAIN) c-cql --start-from runs/c-cql-0 --crystals valid --target-gap hindsight --steps 400 \
+		--warmup 50 --learning-rate 2e-3 --evaluate-every 200 -o runs/c-cql-hindsight-0
 	$(BIN)/python scripts/bundle_policy.py runs/c-cql-hindsight-0
 
 # torch first and by version: a range would pull gigabytes of CUDA packages.

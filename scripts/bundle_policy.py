@@ -1,4 +1,4 @@
-"""Put the policy of a training run into the package, in half precision.
+"""Put the policy of a training run into the package, in half precision, and its formulas.
 
     python scripts/bundle_policy.py RUN
 
@@ -13,7 +13,10 @@ from pathlib import Path
 import torch
 
 from crystal_gym.agents.policy import BUNDLED_POLICY, load_policy, load_weights, policy_folder
+from crystal_gym.datasets.replay import load_trajectories
+from crystal_gym.evaluation.metrics import compositions
 from crystal_gym.files import atomic_path, sha256_of
+from crystal_gym.known_formulas import KnownFormulas
 
 
 def main() -> None:
@@ -29,7 +32,9 @@ def main() -> None:
         config["weights_sha256"] = sha256_of(path)
     with atomic_path(BUNDLED_POLICY / "config.json") as path:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    load_policy()
+    policy = load_policy()
+    training = load_trajectories(policy.metadata["settings"]["dataset"])
+    KnownFormulas.of(compositions(training.finished)).bundle()
     print(f"{BUNDLED_POLICY}: {(BUNDLED_POLICY / 'weights.pt').stat().st_size / 1e6:.1f} MB")
 
 
