@@ -17,6 +17,8 @@ from crystal_gym.agents.policy import (
     save_policy,
 )
 from crystal_gym.agents.schedules import WarmupCosineFactory
+from crystal_gym.agents.surrogate import load_surrogate, save_surrogate
+from crystal_gym.agents.surrogate_training import SurrogateConfig, train_surrogate
 from crystal_gym.agents.training import TrainConfig, train
 from crystal_gym.agents.transformer import SiteTransformer
 from crystal_gym.agents.transformer_policy import TransformerPolicy
@@ -32,12 +34,16 @@ __all__ = [
     "MEGNetEncoderFactory",
     "MuonFactory",
     "SiteTransformer",
+    "SurrogateConfig",
     "TrainConfig",
     "TransformerPolicy",
     "WarmupCosineFactory",
     "load_policy",
     "load_saved_policy",
+    "load_surrogate",
     "rows_to_batch",
     "save_policy",
+    "save_surrogate",
     "train",
+    "train_surrogate",
 ]

@@ -207,7 +207,7 @@ def load_saved_policy(folder: Path | str, device: str = "cpu") -> GreedyPolicy |
     folder = Path(folder)
     _require_folder(folder)
     config = _read_config(folder / _CONFIG)
-    weights = _read_weights(folder / _WEIGHTS)
+    weights = read_weights(folder / _WEIGHTS)
     if sha256_of(folder / _WEIGHTS) != config.get("weights_sha256"):
         raise ValueError(
             f"{folder / _WEIGHTS} is not the file that {_CONFIG} was written with: expected the "
@@ -266,7 +266,7 @@ def load_weights(folder: Path | str) -> dict[str, Tensor]:
     folder = policy_folder(folder)
     _require_folder(folder)
     _read_config(folder / _CONFIG)
-    return _read_weights(folder / _WEIGHTS)
+    return read_weights(folder / _WEIGHTS)
 
 
 def _require_folder(folder: Path) -> None:
@@ -309,23 +309,32 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, written_by: str = "save_policy()") -> dict[str, Tensor]:
+    """Return the tensors in a file; nothing in it is run.
+
+    Args:
+        path: The file.
+        written_by: What writes such files.
+
+    Raises:
+        ValueError: If it is damaged, or holds something else than tensors.
+    """
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} holds something else than tensors, which could run code, and was not read: "
-            "expected weights written by save_policy(); get the file from its author again"
+            f"expected weights written by {written_by}; get the file from its author again"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"{path} is damaged or cut short ({_one_line(error)}): expected weights written by "
-            "save_policy(); copy or save them again"
+            f"{written_by}; copy or save them again"
         ) from error
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise ValueError(
             f"{path} holds a {type(weights).__name__} of other things than tensors: expected "
-            "weights written by save_policy(); save the policy again"
+            f"weights written by {written_by}; save them again"
         )
     return weights
 

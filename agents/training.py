@@ -8,19 +8,12 @@ A run's folder holds ``config.json`` (settings, versions, data), ``log.csv`` and
 from __future__ import annotations
 
 import copy
-import csv
 import dataclasses
-import json
 import math
-import os
-import pickle
-import platform
-import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +33,19 @@ from crystal_gym.agents.cql import CrystalCQLConfig
 from crystal_gym.agents.encoders import MEGNetEncoderFactory
 from crystal_gym.agents.optimizers import MuonFactory
 from crystal_gym.agents.policy import GreedyPolicy, load_weights, save_policy
+from crystal_gym.agents.runs import (
+    RunLog,
+    averaged,
+    claim_folder,
+    load_checkpoint,
+    memory_in_one_sentence,
+    pick_device,
+    prepare_network,
+    require,
+    require_usual,
+    settings_from_dict,
+)
 from crystal_gym.agents.schedules import WarmupCosineFactory
-from crystal_gym.agents.transformer import SiteTransformer
 from crystal_gym.datasets.replay import CrystalReplayBuffer, load_d3rlpy, load_trajectories
 from crystal_gym.datasets.trajectories import Trajectories, in_source_order
 from crystal_gym.elements import formula_counts
@@ -62,7 +66,6 @@ PRESETS: dict[str, tuple[type[LearnableConfig], tuple[str, ...] | None]] = {
 """Algorithms by the name that a run takes, and the targets that their samples are given."""
 
 _LOG_EVERY = 50
-_UNREADABLE = (RuntimeError, KeyError, EOFError, ValueError, OSError, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True)
@@ -135,17 +138,14 @@ class TrainConfig:
     compile: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "evaluate_every", "validation_crystals"):
-            _require(self, name, getattr(self, name) >= 1, "a whole number above 0")
-        _require(self, "learning_rate", 0 < self.learning_rate < math.inf, "a number above 0")
-        _require(self, "averaging", 0 <= self.averaging < 1, "a share from 0 to below 1")
+        require_usual(self)
+        enough = self.validation_crystals >= 1
+        require(self, "validation_crystals", enough, "a whole number above 0")
         for name, choices in (
             ("crystals", ("all", "valid")),
             ("site_order", ("canonical", "source")),
-            ("precision", ("auto", "float32", "bfloat16")),
-            ("compile", ("auto", "on", "off")),
         ):
-            _require(self, name, getattr(self, name) in choices, " or ".join(choices))
+            require(self, name, getattr(self, name) in choices, " or ".join(choices))
         if self.algorithm not in PRESETS:
             _d3rlpy_config(self.algorithm)
 
@@ -163,27 +163,7 @@ class TrainConfig:
         Raises:
             ValueError: If a name is unknown or a value is of the wrong kind.
         """
-        known = {f.name: f for f in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise ValueError(
-                f"setting {unknown[0]!r} is unknown: expected some of {', '.join(known)}"
-            )
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        for name, value in values.items():
-            default = known[name].default
-            kinds = {float: (int, float), int: (int,), str: (str,)}.get(type(default))
-            if kinds and (not isinstance(value, kinds) or isinstance(value, bool)):
-                raise ValueError(
-                    f"{name}={value!r} is a {type(value).__name__}: expected a "
-                    f"{type(default).__name__}, such as {default!r}"
-                )
-        return cls(**values)
-
-
-def _require(config: TrainConfig, name: str, holds: bool, expected: str) -> None:
-    if not holds:
-        raise ValueError(f"{name}={getattr(config, name)!r} is not usable: expected {expected}")
+        return settings_from_dict(cls, values)
 
 
 def _d3rlpy_config(name: str) -> type[LearnableConfig]:
@@ -215,6 +195,7 @@ def train(config: TrainConfig, folder: Path | str, *, progress: bool = True) -> 
     run.resume()
     try:
         with (
+            memory_in_one_sentence(config.batch_size, folder),
             noted_interrupts() as interrupted,  # in the middle of a step no state is worth keeping
             tqdm(
                 total=config.steps,
@@ -231,13 +212,6 @@ def train(config: TrainConfig, folder: Path | str, *, progress: bool = True) -> 
                     | ({"val": f"{run.best.accuracy:.3f}"} if run.best else {}),
                     refresh=False,
                 )
-    except RuntimeError as error:
-        if "alloc" not in str(error) and "out of memory" not in str(error):
-            raise
-        raise MemoryError(
-            f"a batch of {config.batch_size} does not fit: expected a smaller --batch-size; the "
-            f"state of step {run.saved_step} is kept in {folder}"
-        ) from error
     finally:
         run.close()
     assert run.best is not None
@@ -249,8 +223,8 @@ class _Run:
 
     def __init__(self, config: TrainConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
-        self.device = _device(config.device)
-        self._claim()
+        self.device = pick_device(config.device)
+        claim_folder(config, folder, self.device)
         d3rlpy.seed(config.seed)
         training, validation = _data(config)
         self.buffer = _buffer(config, training)
@@ -273,37 +247,11 @@ class _Run:
         self.averaged = self.policy.stored.requires_grad_(False)
         for network in _stateful(self.algorithm.impl.modules).values():
             if isinstance(network, nn.Module):
-                _prepare(network, config, self.device)
+                prepare_network(network, config.precision, config.compile, self.device)
         self.step = self.saved_step = self.stale = 0
         self.seconds = 0.0
         self.best: Scores | None = None
-        self.log = _Log(folder)
-
-    def _claim(self) -> None:
-        """Write the settings, or check that they are those of the run that is here."""
-        path = self.folder / "config.json"
-        mine = json.loads(json.dumps(dataclasses.asdict(self.config)))
-        if path.exists():
-            theirs = json.loads(path.read_text(encoding="utf-8"))["settings"]
-            other = [k for k in mine if theirs.get(k) != mine[k]]
-            if other:
-                raise ValueError(
-                    f"{self.folder} holds a run with {other[0]}={theirs.get(other[0])!r}, this one "
-                    f"has {mine[other[0]]!r}: expected the same settings to go on with it; choose "
-                    "another folder"
-                )
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        packages = ("crystal-gym", "d3rlpy", "minari", "numpy", "torch", "torch-geometric")
-        text = {
-            "settings": mine,
-            "device": str(self.device),
-            "python": platform.python_version(),
-            "versions": {name: version(name) for name in packages},
-            "threads": torch.get_num_threads(),
-        }
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
+        self.log = RunLog(folder, tuple(f.name for f in dataclasses.fields(Scores)))
 
     def steps(self, interrupted: threading.Event) -> Iterator[dict[str, float]]:
         """Train to the end; give the mean metrics of every fifty steps."""
@@ -319,7 +267,7 @@ class _Run:
                     f"{self.saved_step} is kept in {self.folder}"
                 )
             self.step += 1
-            self._average()
+            averaged(self.averaged, self.network, config.averaging, self.step)
             recent.append(metrics)
             if interrupted.is_set():
                 self.save()
@@ -331,19 +279,12 @@ class _Run:
                 recent = []
                 scores = self._evaluate() if evaluates else None
                 self.seconds = time.monotonic() - begun
-                self.log.write(self.step, self.seconds, mean, scores)
+                self.log.write(self.step, self.seconds, mean, scores and dataclasses.asdict(scores))
                 yield mean
                 if evaluates:
                     self.save()
                 if 0 < config.patience <= self.stale:
                     return
-
-    def _average(self) -> None:
-        # In the beginning a long memory would remember the random start.
-        keep = min(self.config.averaging, self.step / (self.step + 9))
-        with torch.no_grad():
-            for old, new in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
-                old.lerp_(new, 1.0 - keep)
 
     def _evaluate(self) -> Scores:
         tokens = rollout(self.policy, self.task, self.targets)
@@ -382,21 +323,14 @@ class _Run:
 
     def resume(self) -> None:
         """Go on from the folder's checkpoint, if there is one."""
-        path = self.folder / "checkpoint.pt"
-        if not path.exists():
-            return
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
+        with load_checkpoint(self.folder, "policy/", self.device) as state:
+            if state is None:
+                return
             for name, module in _stateful(self.algorithm.impl.modules).items():
                 module.load_state_dict(state["modules"][name])
             self.averaged.load_state_dict(state["averaged"])
             self.buffer.generator.bit_generator.state = state["sampling"]
             torch.set_rng_state(state["torch"].cpu())
-        except _UNREADABLE as error:
-            raise ValueError(
-                f"{path} is damaged or from another version ({type(error).__name__}): expected a "
-                "checkpoint of this run; move it away to start again, policy/ is not touched"
-            ) from error
         self.step = self.saved_step = state["step"]
         self.seconds, self.stale = state["seconds"], state["stale"]
         self.best = None if state["best"] is None else Scores(**state["best"])
@@ -406,49 +340,6 @@ class _Run:
     def close(self) -> None:
         """Finish the logs."""
         self.log.close()
-
-
-class _Log:
-    """``log.csv`` and TensorBoard's events."""
-
-    def __init__(self, folder: Path) -> None:
-        from tensorboardX import SummaryWriter
-
-        self._path = folder / "log.csv"
-        self._board = SummaryWriter(str(folder / "tensorboard"), max_queue=1000)
-
-    def write(
-        self, step: int, seconds: float, metrics: Mapping[str, float], scores: Scores | None
-    ) -> None:
-        """Add a row; the validation columns are empty where nothing was evaluated."""
-        judged = {f"val_{f.name}": "" for f in dataclasses.fields(Scores)}
-        for name, value in metrics.items():
-            self._board.add_scalar(f"train/{name}", value, step)
-        if scores is not None:
-            for name, value in dataclasses.asdict(scores).items():
-                judged[f"val_{name}"] = f"{value:.5f}"
-                self._board.add_scalar(f"validation/{name}", value, step)
-        row = {"step": str(step), "seconds": f"{seconds:.1f}"}
-        row |= {name: f"{value:.6g}" for name, value in metrics.items()} | judged
-        new = not self._path.exists()
-        with self._path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
-
-    def cut(self, step: int) -> None:
-        """Drop rows after a step: they are written again."""
-        if not self._path.exists():
-            return
-        with self._path.open(newline="", encoding="utf-8") as file:
-            header, *rows = list(csv.reader(file))
-        with atomic_path(self._path) as path, path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([header, *(r for r in rows if int(r[0]) <= step)])
-
-    def close(self) -> None:
-        """Write what is queued."""
-        self._board.close()
 
 
 def _data(config: TrainConfig) -> tuple[Trajectories, Trajectories]:
@@ -519,35 +410,6 @@ def _algorithm(config: TrainConfig, device: str) -> Any:
             "to train the others from Python"
         )
     return algorithm
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={name!r} is not here: torch sees no GPU; expected cpu or auto")
-    return name
-
-
-def _prepare(network: nn.Module, config: TrainConfig, device: str) -> None:
-    """Set how a network calculates in training."""
-    on_cuda = device.startswith("cuda")
-    precision, compiled = config.precision, config.compile == "on"
-    if precision == "auto":
-        precision = "bfloat16" if on_cuda else "float32"
-    if config.compile == "auto":
-        compiled = on_cuda
-    compiler = os.environ.get("CXX", "g++")  # where torch looks
-    if compiled and not on_cuda and shutil.which(compiler) is None:
-        raise ValueError(
-            f"compile='on' needs a C++ compiler and {compiler} is not there: expected g++ in the "
-            "PATH, or CXX to name one; or leave it out, training is a third slower then"
-        )
-    for module in network.modules():
-        if isinstance(module, SiteTransformer):
-            module.precision = getattr(torch, precision)
-            if compiled:
-                module.compile_layers()
 
 
 def _stateful(modules: Any) -> dict[str, Any]:

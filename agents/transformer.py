@@ -213,8 +213,7 @@ class SiteTransformer(nn.Module):
         :data:`crystal_gym.agents.batch.EVERY_SITE` in all rows, they are those of every empty
         site, ``(M, width)``, in the order of ``batch.empty_sites``.
         """
-        halves = self.precision != torch.float32
-        with torch.autocast(batch.lattice.device.type, self.precision, enabled=halves):
+        with self._arithmetic(batch):
             sites, cells = self._encoded(batch)
             if len(batch) and bool((batch.focus_site == EVERY_SITE).all()):
                 place = batch.empty_sites
@@ -226,6 +225,21 @@ class SiteTransformer(nn.Module):
                 anywhere = torch.cat([sites, cells[:1]])
                 focus = torch.where(present[:, None], anywhere[place], cells)
             return self.readout(torch.cat([focus, cells], 1)).float()
+
+    def whole_crystals(self, batch: GraphBatch) -> Tensor:
+        """Return features of each crystal, ``(B, width)``: of the mean of its sites and its cell.
+
+        A property per atom is a mean over the sites of a cell, whatever its size.
+        """
+        with self._arithmetic(batch):
+            sites, cells = self._encoded(batch)
+            mean = torch.zeros_like(cells).index_add_(0, batch.node_graph, sites)
+            mean = mean / batch.n_nodes.clamp(min=1)[:, None]
+            return self.readout(torch.cat([mean, cells], 1)).float()
+
+    def _arithmetic(self, batch: GraphBatch) -> torch.autocast:
+        halves = self.precision != torch.float32
+        return torch.autocast(batch.lattice.device.type, self.precision, enabled=halves)
 
     def compile_layers(self) -> None:
         """Turn the layers into compiled code, at their next use, for batches of any size."""

@@ -20,6 +20,7 @@ _EXAMPLES = """examples:
   crystal-gym data build mp20 --from DIR          write the Minari datasets from files in DIR
   crystal-gym data show crystal-mp20-v0           numbers about a dataset
   crystal-gym train c-cql -o runs/c-cql           train one policy for all target gaps
+  crystal-gym train surrogate -o runs/surrogate   train a predictor of gaps and energies
   crystal-gym design my.cif --target-gap 3        propose compounds on a crystal's skeleton
   crystal-gym doctor                              is pw.x there, and does it work
   crystal-gym data fetch sssp                     pseudopotentials for live calculations
@@ -172,14 +173,16 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Trains a policy and writes a run folder: settings, log.csv, TensorBoard "
         "events, a checkpoint and the best policy so far. Interrupted, the same command goes on "
         "where it stopped. Settings come from --config and from the command line, which wins; "
-        "`python -c 'import crystal_gym.agents as a; help(a.TrainConfig)'` explains each.",
+        "`python -c 'import crystal_gym.agents as a; help(a.TrainConfig)'` explains each (of a "
+        "surrogate: SurrogateConfig).",
         epilog=_TRAIN_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument(
         "algorithm",
         nargs="?",
-        help="bc, goal-bc, u-cql, c-cql, or d3rlpy's name of a discrete algorithm",
+        help="bc, goal-bc, u-cql, c-cql, d3rlpy's name of a discrete algorithm, or surrogate: "
+        "an ensemble that predicts gap and formation energy",
     )
     command.add_argument("-o", "--output", type=Path, required=True, help="the run's folder")
     command.add_argument("--config", type=Path, metavar="TOML", help="file of settings")
@@ -194,7 +197,7 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     command.set_defaults(run=_train)
 
 
-# The types of TrainConfig's fields; it is not imported for --help, which would load torch.
+# Types of TrainConfig's and SurrogateConfig's fields; importing these for --help loads torch.
 _TRAIN_SETTINGS: dict[str, type] = {
     **dict.fromkeys(
         ("dataset", "validation", "crystals", "preset", "focus", "site_order", "start_from"), str
@@ -204,11 +207,15 @@ _TRAIN_SETTINGS: dict[str, type] = {
     **dict.fromkeys(("learning_rate", "weight_decay", "conservative_weight"), float),
     **dict.fromkeys(("gamma", "averaging", "balance", "reorder"), float),
     **dict.fromkeys(("device", "precision", "compile"), str),
+    # of the surrogate alone
+    **dict.fromkeys(("members", "width", "layers", "heads"), int),
+    **dict.fromkeys(("held_out", "dropout"), float),
 }
 
 _TRAIN_EXAMPLES = """examples:
   crystal-gym train bc --dataset crystal-mini-v0 --steps 1000 -o runs/mini
   crystal-gym train c-cql --steps 20000 --seed 1 -o runs/c-cql-1
+  crystal-gym train surrogate -o runs/surrogate
   crystal-gym train discrete_bcq --preset paper -o runs/bcq
   crystal-gym train --config settings.toml -o runs/mine
 """
@@ -545,11 +552,27 @@ def _train(options: argparse.Namespace) -> None:
     settings |= {n: getattr(options, n) for n in names if getattr(options, n) is not None}
     if options.target_gap is not None:
         settings["target_gap"] = [_number_or_word(t) for t in options.target_gap]
+    if settings.get("algorithm") == "surrogate":
+        _train_surrogate(settings, options.output)
+        return
     config = TrainConfig.from_dict(settings)
     scores = train(config, options.output)
     print(
         f"best policy in {options.output / 'policy'}; on validation crystals, per cent, filled "
         f"greedily without a mask:\n\n{text_table({config.algorithm: scores})}"
+    )
+
+
+def _train_surrogate(settings: dict[str, object], folder: Path) -> None:
+    from crystal_gym.agents.surrogate_training import SurrogateConfig, train_surrogate
+
+    del settings["algorithm"]
+    scores = train_surrogate(SurrogateConfig.from_dict(settings), folder)
+    print(
+        f"surrogate in {folder / 'surrogate'}; on crystals of the training data that it did not "
+        f"learn from: mean absolute error of the gap {scores.gap_mae_ev:.3f} eV, of the formation "
+        f"energy {scores.energy_mae_ev_per_atom:.3f} eV/atom, {100 * scores.metal_accuracy:.1f}% "
+        "rightly said to have a gap or none"
     )
 
 

@@ -101,7 +101,8 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
       ASE database, CSV, a folder of these), or Structure/Atoms objects.
     - ``oracle``: ``"table"`` (of the skeleton set; the bundled one for own structures),
       ``"espresso"`` (live pw.x at the settings of the published labels, behind a cache; seconds to
-      hours at the last site), the name or path of a table, or any object with
+      hours at the last site), ``"surrogate"`` (predictions of the bundled ensemble, not DFT; needs
+      the extra ``agents``), the name or path of a table, or any object with
       ``evaluate(structures) -> list[Properties]``.
     - ``elements``: the symbols that may be chosen; the rest is masked.
     - ``mask``: ``"elements"``; ``"table"``: only elements that some calculated filling of the
@@ -372,8 +373,9 @@ def make_oracle(oracle: Any, skeletons: Any = "mini") -> Oracle:
 
     Args:
         oracle: ``"table"`` (the table of ``skeletons`` where that is a named set, else the
-            bundled one), ``"espresso"`` (live pw.x behind the user's cache of results), the name
-            or path of a table, a PropertyTable, or an oracle.
+            bundled one), ``"espresso"`` (live pw.x behind the user's cache of results),
+            ``"surrogate"`` (the bundled one; not DFT), the name or path of a table, a
+            PropertyTable, or an oracle.
         skeletons: The ``skeletons`` argument beside it.
 
     Raises:
@@ -387,12 +389,16 @@ def make_oracle(oracle: Any, skeletons: Any = "mini") -> Oracle:
         from crystal_gym.oracles import CachedOracle, EspressoOracle
 
         return CachedOracle(EspressoOracle())
+    if isinstance(oracle, str) and oracle == "surrogate":
+        from crystal_gym.oracles import SurrogateOracle
+
+        return SurrogateOracle()
     if isinstance(oracle, (str, Path, PropertyTable)):
         return TableOracle(oracle)
     if not isinstance(oracle, Oracle) or isinstance(oracle, type):
         raise TypeError(
-            f"oracle={oracle!r} has no evaluate(structures): expected 'table', 'espresso', a path "
-            "to a table, or an object with the oracle protocol"
+            f"oracle={oracle!r} has no evaluate(structures): expected 'table', 'espresso', "
+            "'surrogate', a path to a table, or an object with the oracle protocol"
         )
     return oracle
 

@@ -17,6 +17,7 @@ the dictionaries, and the rows hold 0 in ``conditional`` and ``target``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -136,6 +137,42 @@ class PackedLayout:
         """Image triplet of every edge, three columns an edge."""
         return self._edge_columns(3, 3)
 
+    def empty_row(self, skeleton: Skeleton) -> NDArray[np.float32]:
+        """Return the row of an empty skeleton."""
+        n, e = skeleton.n_sites, skeleton.n_edges
+        row = np.zeros(self.width, dtype=np.float32)
+        row[1], row[2], row[12], row[13] = n, e, skeleton.space_group_number, self.max_sites
+        row[6:12] = skeleton.lattice_parameters
+        row[self.source][:e] = skeleton.edge_index[0]
+        row[self.target][:e] = skeleton.edge_index[1]
+        row[self.length][:e] = skeleton.edge_length
+        row[self.image][: 3 * e] = skeleton.edge_image.ravel()
+        return row
+
+
+def finished_rows(
+    skeletons: Sequence[Skeleton], tokens: Sequence[NDArray[np.integer]]
+) -> NDArray[np.float32]:
+    """Return packed rows of finished crystals, which need not be of one set, ``(B, D)``.
+
+    Args:
+        skeletons: Of each crystal.
+        tokens: Its elements, ``(n_sites,)``.
+    """
+    layout = PackedLayout(
+        max((s.n_sites for s in skeletons), default=0),
+        max((s.n_edges for s in skeletons), default=0),
+    )
+    rows = np.zeros((len(skeletons), layout.width), dtype=np.float32)
+    empty: dict[str, NDArray[np.float32]] = {}
+    for row, skeleton, elements in zip(rows, skeletons, tokens, strict=True):
+        if skeleton.key not in empty:
+            empty[skeleton.key] = layout.empty_row(skeleton)
+        row[:] = empty[skeleton.key]
+        row[3] = skeleton.n_sites  # in focus: no site
+        row[layout.tokens.start : layout.tokens.start + len(elements)] = elements
+    return rows
+
 
 class ObservationForm(Protocol):
     """One way to show a state: its space, and the state in that space."""
@@ -228,15 +265,7 @@ class PackedForm:
 
     def prepare(self, skeleton: Skeleton) -> NDArray[np.float32]:
         """Return the row of the empty skeleton."""
-        layout, n, e = self.layout, skeleton.n_sites, skeleton.n_edges
-        row = np.zeros(layout.width, dtype=np.float32)
-        row[1], row[2], row[12], row[13] = n, e, skeleton.space_group_number, layout.max_sites
-        row[6:12] = skeleton.lattice_parameters
-        row[layout.source][:e] = skeleton.edge_index[0]
-        row[layout.target][:e] = skeleton.edge_index[1]
-        row[layout.length][:e] = skeleton.edge_length
-        row[layout.image][: 3 * e] = skeleton.edge_image.ravel()
-        return row
+        return self.layout.empty_row(skeleton)
 
     def encode(
         self,

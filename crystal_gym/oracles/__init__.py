@@ -12,6 +12,7 @@ from crystal_gym.oracles.table import PropertyTable, TableOracle, load_table
 if TYPE_CHECKING:
     from crystal_gym.oracles.cache import CachedOracle, ResultStore
     from crystal_gym.oracles.espresso import EspressoOracle, PwSettings
+    from crystal_gym.oracles.surrogate import SurrogateOracle
 
 __all__ = [
     "CachedOracle",
@@ -25,11 +26,13 @@ __all__ = [
     "PwSettings",
     "ResultStore",
     "Status",
+    "SurrogateOracle",
     "TableOracle",
     "load_table",
 ]
 
-# ASE's input writer and database are needed by those who calculate, not by every environment.
+# ASE's input writer and database, and torch, are needed by those who calculate or predict, not by
+# every environment.
 __getattr__ = lazy_names(
     __name__,
     {
@@ -37,5 +40,6 @@ __getattr__ = lazy_names(
         "ResultStore": "cache",
         "EspressoOracle": "espresso",
         "PwSettings": "espresso",
+        "SurrogateOracle": "surrogate",
     },
 )

@@ -25,6 +25,7 @@ __all__ = [
     "formation_energy",
     "published_references",
     "reference_energies",
+    "total_energy",
 ]
 
 RY_TO_EV = 13.6057039763
@@ -158,3 +159,15 @@ def formation_energy(
         )
     atoms = sum(references[s] for s in species)
     return (total_energy_ry - atoms) / len(species) * RY_TO_EV
+
+
+def total_energy(formation_energy_ev_per_atom: float, species: Sequence[str]) -> float:
+    """Return the total energy (Ry per cell) that has a formation energy: eqn (15) turned round.
+
+    Args:
+        formation_energy_ev_per_atom: By the published references.
+        species: Element symbol of every site.
+    """
+    references = reference_energies()
+    atoms = sum(references[s] for s in species)
+    return atoms + len(species) * formation_energy_ev_per_atom / RY_TO_EV

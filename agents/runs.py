@@ -1,0 +1,255 @@
+"""What every training run does alike: its folder, its log, its settings, its device."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import pickle
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from crystal_gym.agents.transformer import SiteTransformer
+from crystal_gym.files import atomic_path
+
+__all__ = [
+    "RunLog",
+    "averaged",
+    "claim_folder",
+    "load_checkpoint",
+    "memory_in_one_sentence",
+    "pick_device",
+    "prepare_network",
+    "require",
+    "require_usual",
+    "settings_from_dict",
+]
+
+_Config = TypeVar("_Config")
+
+_UNREADABLE = (RuntimeError, KeyError, EOFError, ValueError, OSError, pickle.UnpicklingError)
+
+
+def settings_from_dict(kind: type[_Config], values: Mapping[str, Any]) -> _Config:
+    """Return a configuration from what a TOML or JSON file holds.
+
+    Raises:
+        ValueError: If a name is unknown or a value is of the wrong kind.
+    """
+    known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"setting {unknown[0]!r} is unknown: expected some of {', '.join(known)}")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    for name, value in values.items():
+        default = known[name].default
+        kinds = {float: (int, float), int: (int,), str: (str,)}.get(type(default))
+        if kinds and (not isinstance(value, kinds) or isinstance(value, bool)):
+            raise ValueError(
+                f"{name}={value!r} is a {type(value).__name__}: expected a "
+                f"{type(default).__name__}, such as {default!r}"
+            )
+    return kind(**values)
+
+
+def require(config: object, name: str, holds: bool, expected: str) -> None:
+    """Raise a ValueError about a setting unless a condition holds."""
+    if not holds:
+        raise ValueError(f"{name}={getattr(config, name)!r} is not usable: expected {expected}")
+
+
+def require_usual(config: Any) -> None:
+    """Check the settings that every run has.
+
+    Raises:
+        ValueError: If one of them is not usable.
+    """
+    for name in ("steps", "batch_size", "evaluate_every"):
+        require(config, name, getattr(config, name) >= 1, "a whole number above 0")
+    require(config, "learning_rate", 0 < config.learning_rate < math.inf, "a number above 0")
+    require(config, "averaging", 0 <= config.averaging < 1, "a share from 0 to below 1")
+    for name, choices in (
+        ("precision", ("auto", "float32", "bfloat16")),
+        ("compile", ("auto", "on", "off")),
+    ):
+        require(config, name, getattr(config, name) in choices, " or ".join(choices))
+
+
+def claim_folder(config: Any, folder: Path, device: str) -> None:
+    """Write the settings of a new run, or check that they are those of the run that is here.
+
+    Raises:
+        ValueError: If the folder holds a run of other settings.
+    """
+    path = folder / "config.json"
+    mine = json.loads(json.dumps(dataclasses.asdict(config)))
+    if path.exists():
+        theirs = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        other = [k for k in {**mine, **theirs} if theirs.get(k) != mine.get(k)]
+        if other:
+            raise ValueError(
+                f"{folder} holds a run with {other[0]}={theirs.get(other[0])!r}, this one "
+                f"has {mine.get(other[0])!r}: expected the same settings to go on with it; choose "
+                "another folder"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    packages = ("crystal-gym", "d3rlpy", "minari", "numpy", "torch", "torch-geometric")
+    text = {
+        "settings": mine,
+        "device": device,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+        "threads": torch.get_num_threads(),
+    }
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def load_checkpoint(folder: Path, kept: str, device: str) -> Iterator[Mapping[str, Any] | None]:
+    """Give the state in a folder's checkpoint, None without one.
+
+    Args:
+        folder: Of the run.
+        kept: What of the folder a damaged checkpoint does not concern.
+        device: Where its tensors go.
+
+    Raises:
+        ValueError: If it cannot be read, or the block cannot put it to use.
+    """
+    path = folder / "checkpoint.pt"
+    if not path.exists():
+        yield None
+        return
+    try:
+        yield torch.load(path, map_location=device, weights_only=True)
+    except _UNREADABLE as error:
+        raise ValueError(
+            f"{path} is damaged or from another version ({type(error).__name__}): expected a "
+            f"checkpoint of this run; move it away to start again, {kept} is not touched"
+        ) from error
+
+
+@contextmanager
+def memory_in_one_sentence(batch_size: int, folder: Path | str) -> Iterator[None]:
+    """Turn torch's error about memory into a sentence.
+
+    Raises:
+        MemoryError: If a batch does not fit.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "alloc" not in str(error) and "out of memory" not in str(error):
+            raise
+        raise MemoryError(
+            f"a batch of {batch_size} does not fit: expected a smaller --batch-size; the state "
+            f"that was stored last is kept in {folder}"
+        ) from error
+
+
+@torch.no_grad()
+def averaged(old: nn.Module, new: nn.Module, averaging: float, step: int) -> None:
+    """Move a running average of weights, in place, after a step of training."""
+    # In the beginning a long memory would remember the random start.
+    keep = min(averaging, step / (step + 9))
+    for mean, weight in zip(old.parameters(), new.parameters(), strict=True):
+        mean.lerp_(weight, 1.0 - keep)
+
+
+def pick_device(name: str) -> str:
+    """Return the device that a setting names.
+
+    Raises:
+        ValueError: If it is not here.
+    """
+    if name == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={name!r} is not here: torch sees no GPU; expected cpu or auto")
+    return name
+
+
+def prepare_network(network: nn.Module, precision: str, compile: str, device: str) -> None:
+    """Set how a network calculates in training.
+
+    Raises:
+        ValueError: If compiling is asked for and there is no compiler.
+    """
+    on_cuda = device.startswith("cuda")
+    compiled = on_cuda if compile == "auto" else compile == "on"
+    if precision == "auto":
+        precision = "bfloat16" if on_cuda else "float32"
+    compiler = os.environ.get("CXX", "g++")  # where torch looks
+    if compiled and not on_cuda and shutil.which(compiler) is None:
+        raise ValueError(
+            f"compile='on' needs a C++ compiler and {compiler} is not there: expected g++ in the "
+            "PATH, or CXX to name one; or leave it out, training is a third slower then"
+        )
+    for module in network.modules():
+        if isinstance(module, SiteTransformer):
+            module.precision = getattr(torch, precision)
+            if compiled:
+                module.compile_layers()
+
+
+class RunLog:
+    """``log.csv`` and TensorBoard's events.
+
+    Args:
+        folder: Of the run.
+        judged: Names of the measures that are only there after an evaluation.
+    """
+
+    def __init__(self, folder: Path, judged: tuple[str, ...]) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._path, self._judged = folder / "log.csv", judged
+        self._board = SummaryWriter(str(folder / "tensorboard"), max_queue=1000)
+
+    def write(
+        self,
+        step: int,
+        seconds: float,
+        metrics: Mapping[str, float],
+        scores: Mapping[str, float] | None,
+    ) -> None:
+        """Add a row; the validation columns are empty where nothing was evaluated."""
+        judged = {f"val_{name}": "" for name in self._judged}
+        for name, value in metrics.items():
+            self._board.add_scalar(f"train/{name}", value, step)
+        for name, value in (scores or {}).items():
+            judged[f"val_{name}"] = f"{value:.5f}"
+            self._board.add_scalar(f"validation/{name}", value, step)
+        row = {"step": str(step), "seconds": f"{seconds:.1f}"}
+        row |= {name: f"{value:.6g}" for name, value in metrics.items()} | judged
+        new = not self._path.exists()
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def cut(self, step: int) -> None:
+        """Drop rows after a step: they are written again."""
+        if not self._path.exists():
+            return
+        with self._path.open(newline="", encoding="utf-8") as file:
+            header, *rows = list(csv.reader(file))
+        with atomic_path(self._path) as path, path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *(r for r in rows if int(r[0]) <= step)])
+
+    def close(self) -> None:
+        """Write what is queued."""
+        self._board.close()

@@ -1,0 +1,387 @@
+"""A surrogate of the DFT table: an ensemble of networks from finished crystals to properties.
+
+What it says is a prediction with a standard deviation, never DFT. A saved surrogate is a folder of
+two files, ``config.json`` and ``weights.pt``, neither of which can run code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import crystal_gym
+from crystal_gym.agents.batch import GraphBatch, rows_to_batch
+from crystal_gym.agents.policy import read_weights
+from crystal_gym.agents.transformer import SiteTransformer
+from crystal_gym.elements import ELEMENTS, N_ELEMENTS
+from crystal_gym.envs.observations import finished_rows
+from crystal_gym.files import atomic_path, sha256_of
+from crystal_gym.skeletons import Skeleton
+
+__all__ = [
+    "BUNDLED_SURROGATE",
+    "Surrogate",
+    "SurrogatePrediction",
+    "SurrogateScores",
+    "load_surrogate",
+    "save_surrogate",
+]
+
+BUNDLED_SURROGATE = Path(crystal_gym.__file__).parent / "data" / "surrogate"
+"""Folder of the surrogate that comes with the package; its model card is beside it."""
+
+_CHUNK = 256
+_FORMAT = 1
+_CONFIG, _WEIGHTS = "config.json", "weights.pt"
+_ONE_SIGMA = 68.27
+"""Per cent of a normal distribution within one standard deviation."""
+
+_UNLIKE = 99.0
+"""Per cent of held-out training crystals that count as like the training data."""
+
+
+@dataclass(frozen=True, eq=False)
+class MemberOutput:
+    """What one member says of ``B`` crystals.
+
+    Attributes:
+        features: What its heads read, ``(B, width)``.
+        metal_logit: Log-odds of a gap of 0, ``(B,)``.
+        gap: eV, ``(B,)``; may be below 0.
+        energy: Formation energy, eV/atom, ``(B,)``.
+        log_scale: Natural logarithm of the mean absolute errors it expects of gap (eV) and energy
+            (eV/atom), ``(B, 2)``.
+    """
+
+    features: Tensor
+    metal_logit: Tensor
+    gap: Tensor
+    energy: Tensor
+    log_scale: Tensor
+
+
+class SurrogateMember(nn.Module):
+    """One network from crystals to properties."""
+
+    def __init__(self, width: int, n_layers: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.encoder = SiteTransformer(width, n_layers, heads, dropout)
+        self.out = nn.Linear(width, 5)
+        # An element's own share of the energy: reference energies differ by whole eV.
+        self.element_energy = nn.Embedding(N_ELEMENTS + 1, 1)
+        nn.init.zeros_(self.element_energy.weight)
+
+    def forward(self, batch: GraphBatch) -> MemberOutput:
+        """Return what it says of the crystals of a batch."""
+        features = self.encoder.whole_crystals(batch)
+        metal, gap, energy, *log_scale = self.out(features).unbind(1)
+        atoms = self.element_energy(batch.element_token)[:, 0]
+        total = torch.zeros_like(energy).index_add_(0, batch.node_graph, atoms)
+        energy = energy + total / batch.n_nodes.clamp(min=1)
+        return MemberOutput(features, metal, gap, energy, torch.stack(log_scale, 1).clamp(-6, 3))
+
+
+@dataclass(frozen=True, eq=False)
+class SurrogatePrediction:
+    """What an ensemble says of ``B`` crystals; nothing of it is DFT.
+
+    Attributes:
+        band_gap_ev: Not below 0, ``(B,)``.
+        band_gap_std_ev: ``(B,)``.
+        formation_energy_ev_per_atom: ``(B,)``.
+        formation_energy_std_ev_per_atom: ``(B,)``.
+        metal_probability: Of a DFT gap of 0, ``(B,)``.
+        training_distance: Mahalanobis distance of the ensemble's features to those of the
+            training crystals, in units of what 99 in 100 held-out ones stay below, ``(B,)``.
+        unlike_training: Above 1, or with an element, a number of sites, a volume per site or a
+            shortest bond beyond those of the training crystals, bool ``(B,)``.
+    """
+
+    band_gap_ev: NDArray[np.float64]
+    band_gap_std_ev: NDArray[np.float64]
+    formation_energy_ev_per_atom: NDArray[np.float64]
+    formation_energy_std_ev_per_atom: NDArray[np.float64]
+    metal_probability: NDArray[np.float64]
+    training_distance: NDArray[np.float64]
+    unlike_training: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class SurrogateScores:
+    """Errors against DFT labels.
+
+    Attributes:
+        gap_mae_ev: Mean absolute error of the gap, eV.
+        energy_mae_ev_per_atom: Of the formation energy, eV/atom.
+        metal_accuracy: Share of crystals rightly said to have a gap, or none.
+    """
+
+    gap_mae_ev: float
+    energy_mae_ev_per_atom: float
+    metal_accuracy: float
+
+
+class Surrogate(nn.Module):
+    """An ensemble, its calibration and what it remembers of its training data.
+
+    The mean over the members predicts; a crystal that is more likely a metal than not has a gap of
+    0. A standard deviation joins the spread of the members with the errors that they expect, times
+    a factor for which 68% of held-out training crystals lie within one.
+
+    Args:
+        members: Networks.
+        width: Features of a site.
+        n_layers: Rounds of attention and messages.
+        heads: Of attention.
+        dropout: Share of every layer's change that is left out in training.
+    """
+
+    factor: Tensor
+    feature_mean: Tensor
+    whitening: Tensor
+    usual_distance: Tensor
+    lowest: Tensor
+    highest: Tensor
+    elements: Tensor
+
+    def __init__(
+        self, members: int, width: int, n_layers: int, heads: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.shape = {"members": members, "width": width, "n_layers": n_layers, "heads": heads}
+        self.members = nn.ModuleList(
+            SurrogateMember(width, n_layers, heads, dropout) for _ in range(members)
+        )
+        n_features = members * width
+        self.register_buffer("factor", torch.ones(2))
+        self.register_buffer("feature_mean", torch.zeros(n_features))
+        self.register_buffer("whitening", torch.eye(n_features))
+        self.register_buffer("usual_distance", torch.ones(()))
+        self.register_buffer("lowest", torch.full((3,), -math.inf))
+        self.register_buffer("highest", torch.full((3,), math.inf))
+        self.register_buffer("elements", torch.ones(N_ELEMENTS + 1))
+
+    @torch.no_grad()
+    def start_from_mean(self, mean: Tensor) -> None:
+        """Let every member begin with the mean gap (eV) and formation energy (eV/atom)."""
+        for member in self.members:
+            assert isinstance(member, SurrogateMember)
+            member.out.bias[1:3] = mean
+
+    def predict(self, rows: NDArray[np.float32]) -> SurrogatePrediction:
+        """Return predictions for finished crystals.
+
+        Args:
+            rows: Compact or packed rows whose focus is no site, float32 ``(B, D)``.
+        """
+        said = self._say(rows)
+        std = said.spread * self.factor.double().cpu().numpy()
+        distance = self._distance(said.features) / float(self.usual_distance)
+        return SurrogatePrediction(
+            band_gap_ev=said.values[:, 0],
+            band_gap_std_ev=std[:, 0],
+            formation_energy_ev_per_atom=said.values[:, 1],
+            formation_energy_std_ev_per_atom=std[:, 1],
+            metal_probability=said.metal,
+            training_distance=distance,
+            unlike_training=(distance > 1.0) | said.beyond,
+        )
+
+    def predict_fillings(
+        self, skeletons: Sequence[Skeleton], tokens: Sequence[NDArray[np.integer]]
+    ) -> SurrogatePrediction:
+        """Return predictions for filled skeletons of any sets.
+
+        Args:
+            skeletons: Of each crystal.
+            tokens: Its elements, no site empty, ``(n_sites,)``.
+        """
+        return self.predict(finished_rows(skeletons, tokens))
+
+    def calibrate(
+        self,
+        training_rows: NDArray[np.float32],
+        held_out_rows: NDArray[np.float32],
+        labels: NDArray[np.float64],
+    ) -> SurrogateScores:
+        """Fit standard deviations and the warning to crystals that no member learned from.
+
+        Args:
+            training_rows: Rows of the crystals that were learned from.
+            held_out_rows: Rows of crystals that were not, ``(K, D)``.
+            labels: Their gaps (eV) and formation energies (eV/atom), ``(K, 2)``.
+        """
+        learned = self._say(training_rows)
+        self.feature_mean.copy_(torch.from_numpy(learned.features.mean(0)))
+        covariance = np.cov(learned.features, rowvar=False)
+        # Directions in which nothing varied may not decide: a crystal is not strange for them.
+        covariance += 1e-3 * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+        self.whitening.copy_(torch.from_numpy(np.linalg.cholesky(np.linalg.inv(covariance))))
+        self.lowest.copy_(torch.from_numpy(learned.extent.min(0)))
+        self.highest.copy_(torch.from_numpy(learned.extent.max(0)))
+        self.elements.copy_(torch.from_numpy(learned.elements.any(0)))
+        said = self._say(held_out_rows)
+        self.usual_distance.fill_(float(np.percentile(self._distance(said.features), _UNLIKE)))
+        error = np.abs(said.values - labels)
+        ratio = np.percentile(error / said.spread, _ONE_SIGMA, axis=0)
+        self.factor.copy_(torch.from_numpy(ratio))
+        return SurrogateScores(
+            gap_mae_ev=float(error[:, 0].mean()),
+            energy_mae_ev_per_atom=float(error[:, 1].mean()),
+            metal_accuracy=float(((said.metal > 0.5) == (labels[:, 0] == 0)).mean()),
+        )
+
+    def _distance(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        mean, whitening = (t.double().cpu().numpy() for t in (self.feature_mean, self.whitening))
+        distance: NDArray[np.float64] = np.linalg.norm((features - mean) @ whitening, axis=1)
+        return distance / math.sqrt(features.shape[1])
+
+    @torch.inference_mode()
+    def _say(self, rows: NDArray[np.float32]) -> _Said:
+        self.eval()
+        parts = []
+        for first in range(0, max(1, len(rows)), _CHUNK):
+            part = torch.from_numpy(np.ascontiguousarray(rows[first : first + _CHUNK]))
+            batch = rows_to_batch(part.to(self.factor.device))
+            parts.append(self._say_of(batch))
+        return _Said(
+            *(
+                np.concatenate([getattr(p, f.name) for p in parts])
+                for f in dataclasses.fields(_Said)
+            )
+        )
+
+    def _say_of(self, batch: GraphBatch) -> _Said:
+        found = [member(batch) for member in self.members]
+        both = torch.stack([torch.stack([m.gap, m.energy], 1) for m in found]).double()
+        metal = torch.stack([m.metal_logit for m in found]).double().sigmoid().mean(0)
+        mean = both.mean(0)
+        gap = torch.where(metal > 0.5, 0.0, mean[:, 0].clamp(min=0.0))
+        expected = torch.stack([m.log_scale for m in found]).double().exp().mean(0)
+        # An expected absolute error of a Laplace distribution has sqrt(2) times that deviation.
+        spread = (both.var(0, unbiased=False) + 2.0 * expected.square()).sqrt()
+        extent = _extent(batch)
+        seen = torch.zeros(len(batch), N_ELEMENTS + 1, dtype=torch.bool, device=gap.device)
+        seen[batch.node_graph, batch.element_token] = True
+        beyond = ((extent < self.lowest) | (extent > self.highest)).any(1)
+        beyond |= (seen & (self.elements == 0)).any(1)
+        features = torch.cat([m.features for m in found], 1).double()
+        tensors = (torch.stack([gap, mean[:, 1]], 1), spread, metal, features, extent, seen, beyond)
+        return _Said(*(t.cpu().numpy() for t in tensors))
+
+
+@dataclass(frozen=True, eq=False)
+class _Said:
+    """What an ensemble says before calibration, and what it looks at, of ``B`` crystals."""
+
+    values: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    metal: NDArray[np.float64]
+    features: NDArray[np.float64]
+    extent: NDArray[np.float32]
+    elements: NDArray[np.bool_]
+    beyond: NDArray[np.bool_]
+
+
+def _extent(batch: GraphBatch) -> Tensor:
+    """Return number of sites, volume per site (Å^3) and shortest bond (Å), ``(B, 3)``."""
+    n_sites = batch.n_nodes.float()
+    lengths, angles = batch.lattice[:, :3], torch.deg2rad(batch.lattice[:, 3:])
+    cos = angles.cos()
+    root = 1.0 + 2.0 * cos.prod(1) - cos.square().sum(1)
+    volume = lengths.prod(1) * root.clamp(min=0.0).sqrt()
+    shortest = torch.full_like(volume, math.inf)
+    shortest.scatter_reduce_(0, batch.edge_graph, batch.edge_length, "amin")
+    return torch.stack([n_sites, volume / n_sites.clamp(min=1.0), shortest], 1)
+
+
+def save_surrogate(
+    surrogate: Surrogate, folder: Path | str, metadata: dict[str, Any] | None = None
+) -> None:
+    """Write a surrogate to a folder, without pickles.
+
+    Args:
+        surrogate: Trained and calibrated.
+        folder: Where to write ``config.json`` and ``weights.pt``; made if need be.
+        metadata: Anything JSON can hold.
+    """
+    folder = Path(folder)
+    config = {
+        "format": _FORMAT,
+        "type": "crystal_surrogate",
+        "shape": surrogate.shape,
+        "elements": " ".join(ELEMENTS),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "metadata": metadata or {},
+    }
+    json.dumps(config)  # fail before anything is written
+    with atomic_path(folder / _WEIGHTS) as path:
+        torch.save({k: v.detach().cpu() for k, v in surrogate.state_dict().items()}, path)
+        config["weights_sha256"] = sha256_of(path)
+    with atomic_path(folder / _CONFIG) as path:
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_surrogate(
+    path: Path | str | None = None, device: str = "cpu"
+) -> tuple[Surrogate, dict[str, Any]]:
+    """Return a surrogate and its metadata, by default the one that comes with the package.
+
+    Args:
+        path: Folder of :func:`save_surrogate`, or of ``crystal-gym train surrogate``.
+        device: ``"cpu"`` or ``"cuda:0"``.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged, of another version, or could run code.
+    """
+    folder = BUNDLED_SURROGATE if path is None else surrogate_folder(path)
+    for file in (folder, folder / _CONFIG, folder / _WEIGHTS):
+        if not file.exists():
+            raise FileNotFoundError(
+                f"{file} does not exist: expected the folder of a surrogate, with {_CONFIG} and "
+                f"{_WEIGHTS}, or a run of `crystal-gym train surrogate`; check the path"
+            )
+    try:
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        found, shape = (config["type"], config["format"]), config["shape"]
+        if found != ("crystal_surrogate", _FORMAT) or config["elements"].split() != [*ELEMENTS]:
+            raise ValueError(f"type and format {found}")
+        surrogate = Surrogate(**shape)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f"{folder / _CONFIG} does not describe a surrogate of this version "
+            f"({type(error).__name__}: {error}): expected one of save_surrogate(); train it again"
+        ) from error
+    if sha256_of(folder / _WEIGHTS) != config.get("weights_sha256"):
+        raise ValueError(
+            f"{folder / _WEIGHTS} is not the file that {_CONFIG} was written with: expected the "
+            f"checksum {config.get('weights_sha256')}; copy or train the surrogate again"
+        )
+    weights = read_weights(folder / _WEIGHTS, "save_surrogate()")
+    try:
+        surrogate.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{folder / _WEIGHTS} does not fit the network in {_CONFIG}: expected weights of the "
+            "same surrogate; copy or train it again"
+        ) from error
+    metadata = {**config["metadata"], "weights_sha256": config["weights_sha256"]}
+    return surrogate.to(device).eval(), metadata
+
+
+def surrogate_folder(path: Path | str) -> Path:
+    """Return the folder of a saved surrogate: ``surrogate/`` in that of a run, or itself."""
+    inner = Path(path) / "surrogate"
+    return inner if (inner / _CONFIG).exists() else Path(path)

@@ -1,0 +1,375 @@
+"""Training of the surrogate: one frozen configuration, one folder that repeats it.
+
+A run's folder holds ``config.json`` (settings, versions), ``log.csv`` and ``tensorboard/``,
+``checkpoint.pt`` (to go on from, bit for bit on a CPU) and ``surrogate/``, which
+:class:`crystal_gym.oracles.SurrogateOracle` and :func:`crystal_gym.agents.load_surrogate` read.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import d3rlpy
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from crystal_gym.agents.batch import rows_to_batch
+from crystal_gym.agents.optimizers import MuonFactory
+from crystal_gym.agents.runs import (
+    RunLog,
+    averaged,
+    claim_folder,
+    load_checkpoint,
+    memory_in_one_sentence,
+    pick_device,
+    prepare_network,
+    require,
+    require_usual,
+    settings_from_dict,
+)
+from crystal_gym.agents.schedules import WarmupCosineFactory
+from crystal_gym.agents.surrogate import (
+    MemberOutput,
+    Surrogate,
+    SurrogateScores,
+    save_surrogate,
+)
+from crystal_gym.datasets.replay import load_trajectories
+from crystal_gym.datasets.trajectories import Trajectories
+from crystal_gym.envs.observations import compact_rows
+from crystal_gym.files import atomic_path
+from crystal_gym.interrupts import noted_interrupts
+
+__all__ = ["LabelledCrystals", "SurrogateConfig", "train_surrogate"]
+
+_LOG_EVERY = 50
+_POOL = 8
+"""Batches are drawn by size of the crystal within so many: padding is a third of the work else."""
+_ENERGY_WEIGHT, _METAL_WEIGHT, _SCALE_WEIGHT = 4.0, 0.5, 0.1
+"""Of the losses beside the gap's: an error of 0.05 eV/atom weighs as one of 0.2 eV in the gap."""
+
+
+@dataclass(frozen=True)
+class SurrogateConfig:
+    """Settings of a surrogate.
+
+    Attributes:
+        dataset: Minari id; each of its labelled crystals is used once.
+        held_out: Share of its crystals that no member learns from: the standard deviations and the
+            warning of unlike crystals are calibrated on them.
+        members: Networks of the ensemble. They differ in their random start.
+        width: Features of a site.
+        layers: Rounds of attention and messages.
+        heads: Of attention; they divide the width.
+        dropout: Share of every layer's change that is left out in training.
+        steps: Gradient steps.
+        batch_size: Crystals a step.
+        learning_rate: At its highest; it falls along a cosine.
+        warmup: Steps in which it rises.
+        weight_decay: Of the optimizer, :class:`crystal_gym.agents.MuonFactory`.
+        averaging: Share of the old value in the running average of the weights, which is what
+            predicts; 0 for none.
+        evaluate_every: Steps between two looks at the held-out crystals, each of which also writes
+            a checkpoint and the surrogate.
+        seed: Of everything random.
+        device: ``auto``, ``cpu``, ``cuda:0``.
+        precision: ``auto`` (``bfloat16`` on CUDA), ``float32`` or ``bfloat16``, in training.
+        compile: ``auto`` (on CUDA), ``on`` or ``off``.
+    """
+
+    dataset: str = "crystal-mp20-v0"
+    held_out: float = 0.08
+    members: int = 4
+    width: int = 96
+    layers: int = 4
+    heads: int = 6
+    dropout: float = 0.1
+    steps: int = 1_500
+    batch_size: int = 128
+    learning_rate: float = 5e-3
+    warmup: int = 100
+    weight_decay: float = 0.1
+    averaging: float = 0.99
+    evaluate_every: int = 250
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    compile: str = "auto"
+
+    def __post_init__(self) -> None:
+        require_usual(self)
+        for name in ("members", "width", "layers", "heads"):
+            require(self, name, getattr(self, name) >= 1, "a whole number above 0")
+        require(self, "heads", self.width % self.heads == 0, f"a divisor of width={self.width}")
+        require(self, "held_out", 0 < self.held_out <= 0.5, "a share above 0 and up to 0.5")
+        require(self, "dropout", 0 <= self.dropout < 1, "a share from 0 to below 1")
+        require(self, "seed", 0 <= self.seed < 2**32, "a whole number from 0 to 2^32 - 1")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SurrogateConfig:
+        """Return the settings that a TOML or JSON file holds.
+
+        Raises:
+            ValueError: If a name is unknown or a value is of the wrong kind.
+        """
+        return settings_from_dict(cls, values)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledCrystals:
+    """Finished crystals with their DFT labels, one row each.
+
+    Attributes:
+        rows: Compact rows whose focus is no site, float32 ``(K, D)``.
+        n_sites: int64 ``(K,)``.
+        band_gap_ev: float64 ``(K,)``.
+        formation_energy_ev_per_atom: float64 ``(K,)``.
+    """
+
+    rows: NDArray[np.float32]
+    n_sites: NDArray[np.int64]
+    band_gap_ev: NDArray[np.float64]
+    formation_energy_ev_per_atom: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @classmethod
+    def of_trajectories(cls, data: Trajectories) -> LabelledCrystals:
+        """Return every crystal of some episodes once."""
+        crystals = np.column_stack([data.skeleton, data.finished])
+        first = np.sort(np.unique(crystals, axis=0, return_index=True)[1])
+        skeleton, n_sites = data.skeleton[first], data.skeletons.n_sites[data.skeleton[first]]
+        return cls(
+            compact_rows(data.skeletons, skeleton, data.finished[first], n_sites, None),
+            n_sites,
+            data.band_gap_ev[first],
+            data.formation_energy_ev_per_atom[first],
+        )
+
+    def subset(self, which: NDArray[np.integer]) -> LabelledCrystals:
+        """Return some crystals by number."""
+        return LabelledCrystals(
+            *(getattr(self, field.name)[which] for field in dataclasses.fields(self))
+        )
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Gap (eV) and formation energy (eV/atom), float32 ``(K, 2)``."""
+        both = np.column_stack([self.band_gap_ev, self.formation_energy_ev_per_atom])
+        return torch.from_numpy(both.astype(np.float32))
+
+
+def train_surrogate(
+    config: SurrogateConfig, folder: Path | str, *, progress: bool = True
+) -> SurrogateScores:
+    """Train a surrogate, or go on with a run that was interrupted.
+
+    Args:
+        config: Settings.
+        folder: The run's folder; one that holds a run of the same settings is continued.
+        progress: Show a progress bar on standard error.
+
+    Returns:
+        Its measures on the held-out crystals of the training data.
+
+    Raises:
+        ValueError: If the folder holds a run of other settings, the dataset is not there or too
+            small, or the loss is not finite.
+        MemoryError: If a batch does not fit into memory.
+    """
+    run = _Run(config, Path(folder))
+    run.resume()
+    try:
+        with (
+            memory_in_one_sentence(config.batch_size, folder),
+            noted_interrupts() as interrupted,
+            tqdm(total=config.steps, initial=run.step, disable=not progress, unit="step") as bar,
+        ):
+            for metrics in run.steps(interrupted):
+                bar.update(run.step - bar.n)
+                shown = {k: f"{v:.3g}" for k, v in metrics.items()}
+                if run.scores is not None:
+                    shown["val_gap"] = f"{run.scores.gap_mae_ev:.3f}"
+                bar.set_postfix(shown, refresh=False)
+        return run.finish()
+    finally:
+        run.close()
+
+
+class _Run:
+    """The state of a run."""
+
+    def __init__(self, config: SurrogateConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self.device = pick_device(config.device)
+        crystals = LabelledCrystals.of_trajectories(load_trajectories(config.dataset))
+        order = np.random.default_rng([config.seed, 0]).permutation(len(crystals))
+        n_held_out = round(config.held_out * len(crystals))
+        if n_held_out < 2 or len(crystals) - n_held_out < 2:
+            raise ValueError(
+                f"dataset={config.dataset!r} has {len(crystals)} crystals, of which held_out="
+                f"{config.held_out:g} leaves {n_held_out} to calibrate on: expected at least 2 on "
+                "either side"
+            )
+        claim_folder(config, folder, self.device)
+        self.held_out = crystals.subset(np.sort(order[:n_held_out]))
+        self.training = crystals.subset(np.sort(order[n_held_out:]))
+        d3rlpy.seed(config.seed)
+        self.network = Surrogate(
+            config.members, config.width, config.layers, config.heads, config.dropout
+        ).to(self.device)
+        self.network.start_from_mean(self.training.labels.mean(0))
+        self.averaged = copy.deepcopy(self.network).requires_grad_(False)
+        prepare_network(self.network, config.precision, config.compile, self.device)
+        modules = list(self.network.members.named_modules())
+        optimizer = MuonFactory(config.weight_decay).create_optimizer(modules, config.learning_rate)
+        self.optimizer = optimizer
+        self.schedule = WarmupCosineFactory(config.warmup, config.steps).create(optimizer)
+        self.step = 0
+        self.seconds = 0.0
+        self.scores: SurrogateScores | None = None
+        names = tuple(f.name for f in dataclasses.fields(SurrogateScores))
+        self.log = RunLog(folder, names)
+
+    def steps(self, interrupted: threading.Event) -> Iterator[dict[str, float]]:
+        """Train to the end; give the mean losses of every fifty steps."""
+        config, recent = self.config, []
+        begun = time.monotonic() - self.seconds
+        while self.step < config.steps:
+            losses = self._update(_numbers_of_step(self.training.n_sites, config, self.step))
+            self.step += 1
+            averaged(self.averaged, self.network, config.averaging, self.step)
+            recent.append(losses)
+            self.seconds = time.monotonic() - begun
+            if interrupted.is_set():
+                self.save()
+                raise KeyboardInterrupt
+            evaluates = self.step % config.evaluate_every == 0 or self.step == config.steps
+            if self.step % _LOG_EVERY == 0 or evaluates:
+                mean = {k: float(np.mean([m[k] for m in recent])) for k in losses}
+                recent = []
+                if evaluates:
+                    self.finish()
+                scores = dataclasses.asdict(self.scores) if evaluates and self.scores else None
+                self.log.write(self.step, self.seconds, mean, scores)
+                yield mean
+                if evaluates:
+                    self.save()
+
+    def _update(self, numbers: NDArray[np.int64]) -> dict[str, float]:
+        batch = rows_to_batch(torch.from_numpy(self.training.rows[numbers]).to(self.device))
+        labels = self.training.labels[torch.from_numpy(numbers)].to(self.device)
+        parts: list[dict[str, Tensor]] = []
+        self.network.train()
+        for member in self.network.members:
+            losses = _losses(member(batch), labels)
+            torch.stack(list(losses.values())).sum().backward()
+            parts.append(losses)
+        found = {k: float(torch.stack([p[k].detach() for p in parts]).mean()) for k in parts[0]}
+        if not all(map(math.isfinite, found.values())):
+            raise ValueError(
+                f"the loss is not finite at step {self.step} ({found}): expected a lower "
+                f"--learning-rate than {self.config.learning_rate:g}; the state that was stored "
+                f"last is kept in {self.folder}"
+            )
+        for member in self.network.members:  # one that strays does not slow the others
+            nn.utils.clip_grad_norm_(member.parameters(), 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        return found
+
+    def finish(self) -> SurrogateScores:
+        """Calibrate and store what is there, and return its measures on the held-out crystals."""
+        self.scores = self.averaged.calibrate(
+            self.training.rows, self.held_out.rows, self.held_out.labels.double().numpy()
+        )
+        metadata = {
+            "settings": dataclasses.asdict(self.config),
+            "step": self.step,
+            "seconds": round(self.seconds, 1),
+            "training_crystals": len(self.training),
+            "held_out_crystals": len(self.held_out),
+            "held_out": dataclasses.asdict(self.scores),
+        }
+        save_surrogate(self.averaged, self.folder / "surrogate", metadata)
+        return self.scores
+
+    def save(self) -> None:
+        """Write a checkpoint, whole or not at all."""
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "network": self.network.members.state_dict(),
+            "averaged": self.averaged.members.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "torch": torch.get_rng_state(),
+        }
+        with atomic_path(self.folder / "checkpoint.pt") as path:
+            torch.save(state, path)
+
+    def resume(self) -> None:
+        """Go on from the folder's checkpoint, if there is one."""
+        with load_checkpoint(self.folder, "surrogate/", self.device) as state:
+            if state is None:
+                return
+            self.network.members.load_state_dict(state["network"])
+            self.averaged.members.load_state_dict(state["averaged"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            torch.set_rng_state(state["torch"].cpu())
+            self.step, self.seconds = state["step"], state["seconds"]
+        self.log.cut(self.step)
+
+    def close(self) -> None:
+        """Finish the logs."""
+        self.log.close()
+
+
+def _losses(found: MemberOutput, labels: Tensor) -> dict[str, Tensor]:
+    """Return the losses of a member against labels ``(B, 2)``.
+
+    The scales follow the errors that are made; the predictions do not follow the scales, which
+    would let the network give up on what is hard.
+    """
+    error = torch.stack([found.gap, found.energy], 1).sub(labels).abs()
+    scale = found.log_scale + error.detach() * torch.exp(-found.log_scale)
+    metal = F.binary_cross_entropy_with_logits(found.metal_logit, (labels[:, 0] == 0).float())
+    gap, energy = error.mean(0)
+    return {
+        "gap_loss": gap,
+        "energy_loss": _ENERGY_WEIGHT * energy,
+        "metal_loss": _METAL_WEIGHT * metal,
+        "scale_loss": _SCALE_WEIGHT * scale.sum(1).mean(),
+    }
+
+
+def _numbers_of_step(
+    n_sites: NDArray[np.int64], config: SurrogateConfig, step: int
+) -> NDArray[np.int64]:
+    """Return the crystals of a step, ``(batch_size,)``: a function of seed and step alone."""
+    size = min(config.batch_size, len(n_sites))
+    a_pass = len(n_sites) // size
+    epoch, place = divmod(step, a_pass)
+    generator = np.random.default_rng([config.seed, 1, epoch])
+    order = generator.permutation(len(n_sites))[: a_pass * size]
+    batches = []
+    for first in range(0, len(order), _POOL * size):
+        pool = order[first : first + _POOL * size]
+        batches.append(pool[np.argsort(n_sites[pool], kind="stable")].reshape(-1, size))
+    return generator.permutation(np.concatenate(batches))[place]

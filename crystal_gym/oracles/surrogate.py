@@ -1,0 +1,130 @@
+"""An oracle that predicts: the surrogate of the DFT table, never DFT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from crystal_gym.elements import EMPTY, tokens_to_symbols
+from crystal_gym.oracles.base import Filling, Properties, Status
+from crystal_gym.oracles.references import total_energy
+from crystal_gym.skeletons import build_skeletons
+from crystal_gym.structures import cell_from_structure
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+__all__ = ["SurrogateOracle"]
+
+_CHUNK = 1024
+"""Crystals whose graphs are in memory at once."""
+
+
+class SurrogateOracle:
+    """Predicts gap and formation energy with standard deviations; nothing of it is DFT.
+
+    ``details`` of its answers hold ``band_gap_std_ev``, ``formation_energy_std_ev_per_atom``,
+    ``metal_probability`` (of a DFT gap of 0), ``training_distance`` and ``unlike_training``
+    (:class:`crystal_gym.agents.surrogate.SurrogatePrediction`). The total energy follows from the
+    formation energy by eqn (15).
+
+    Args:
+        path: Folder of a run of ``crystal-gym train surrogate``; the bundled one by default.
+        device: ``"cpu"`` or ``"cuda:0"``.
+
+    Raises:
+        ImportError: If the extra ``agents`` is not installed.
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it is damaged or of another version.
+    """
+
+    def __init__(self, path: Path | str | None = None, device: str = "cpu") -> None:
+        try:
+            from crystal_gym.agents.surrogate import load_surrogate
+        except ImportError as error:
+            raise ImportError(
+                "the surrogate needs torch and d3rlpy, which are not installed: "
+                "pip install 'crystal-gym[agents]'"
+            ) from error
+        self._surrogate, self.metadata = load_surrogate(path, device)
+        self.name = "bundled" if path is None else Path(path).name
+
+    def __repr__(self) -> str:
+        members = len(self._surrogate.members)
+        return f"SurrogateOracle({self.name}, {members} networks, not DFT)"
+
+    def fingerprint(self, elements: Iterable[str]) -> str:
+        """Return what its answers depend on, for a cache: the weights."""
+        return f"surrogate {self.metadata['weights_sha256']}"
+
+    def evaluate(self, structures: Sequence[Structure]) -> list[Properties]:
+        """Return predictions for structures, in order; what is no crystal has a status."""
+        answers: list[Properties | None] = [None] * len(structures)
+        cells, place = [], []
+        for number, structure in enumerate(structures):
+            try:
+                cell = cell_from_structure(structure)
+            except ValueError as error:
+                answers[number] = Properties(status=_status_of(error), provenance=str(error))
+                continue
+            cells.append(cell)
+            place.append(number)
+        if cells:
+            try:
+                skeletons, problems = build_skeletons(cells, workers=1)
+            except ValueError as error:  # none of them has a graph
+                problems = dict.fromkeys(range(len(cells)), str(error))
+            good = [i for i in range(len(cells)) if i not in problems]
+            for i, reason in problems.items():
+                answers[place[i]] = Properties(status=Status.GEOMETRY, provenance=reason)
+            fillings = [Filling(skeletons[n], cells[i].reference) for n, i in enumerate(good)]
+            for i, answer in zip(good, self.evaluate_fillings(fillings), strict=True):
+                answers[place[i]] = answer
+        return [a for a in answers if a is not None]
+
+    def evaluate_fillings(self, fillings: Sequence[Filling]) -> list[Properties]:
+        """Return predictions for filled skeletons, in order; an empty site makes them unknown."""
+        answers = [Properties(status=Status.UNKNOWN, provenance="a site is empty")] * len(fillings)
+        whole = [i for i, f in enumerate(fillings) if (np.asarray(f.tokens) != EMPTY).all()]
+        # By size, so that no row of a chunk is much wider than it has to be.
+        whole.sort(key=lambda i: fillings[i].skeleton.n_edges)
+        for first in range(0, len(whole), _CHUNK):
+            part = whole[first : first + _CHUNK]
+            for i, answer in zip(part, self._predicted([fillings[i] for i in part]), strict=True):
+                answers[i] = answer
+        return answers
+
+    def _predicted(self, fillings: Sequence[Filling]) -> list[Properties]:
+        found = self._surrogate.predict_fillings(
+            [f.skeleton for f in fillings], [f.tokens for f in fillings]
+        )
+        answers = []
+        for i, filling in enumerate(fillings):
+            energy = float(found.formation_energy_ev_per_atom[i])
+            species = [str(s) for s in tokens_to_symbols(filling.tokens)]
+            details = {
+                "band_gap_std_ev": float(found.band_gap_std_ev[i]),
+                "formation_energy_std_ev_per_atom": float(
+                    found.formation_energy_std_ev_per_atom[i]
+                ),
+                "metal_probability": float(found.metal_probability[i]),
+                "training_distance": float(found.training_distance[i]),
+                "unlike_training": bool(found.unlike_training[i]),
+            }
+            answers.append(
+                Properties(
+                    total_energy_ry=total_energy(energy, species),
+                    formation_energy_ev_per_atom=energy,
+                    band_gap_ev=float(found.band_gap_ev[i]),
+                    provenance=f"surrogate ({self.name}), not DFT",
+                    details=details,
+                )
+            )
+        return answers
+
+
+def _status_of(error: ValueError) -> Status:
+    return Status.UNSUPPORTED_ELEMENT if "element" in str(error) else Status.GEOMETRY

@@ -1,0 +1,289 @@
+"""The surrogate: training, calibration, files, and the oracle around it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from made_crystals import fluorite, perovskite, rocksalt, wurtzite
+from pymatgen.core import Lattice, Structure
+
+torch = pytest.importorskip("torch", reason="the surrogate needs the extra `agents`")
+
+from crystal_gym.agents.surrogate import (  # noqa: E402
+    BUNDLED_SURROGATE,
+    Surrogate,
+    load_surrogate,
+    save_surrogate,
+)
+from crystal_gym.agents.surrogate_training import (  # noqa: E402
+    LabelledCrystals,
+    SurrogateConfig,
+    train_surrogate,
+)
+from crystal_gym.cli import main  # noqa: E402
+from crystal_gym.datasets.build import build_mini  # noqa: E402
+from crystal_gym.datasets.replay import load_trajectories  # noqa: E402
+from crystal_gym.elements import ELEMENTS  # noqa: E402
+from crystal_gym.oracles import (  # noqa: E402
+    CachedOracle,
+    ChainOracle,
+    Filling,
+    FillingOracle,
+    Status,
+    SurrogateOracle,
+    TableOracle,
+)
+from crystal_gym.oracles.references import formation_energy  # noqa: E402
+from crystal_gym.sets import load_skeletons  # noqa: E402
+from crystal_gym.structures import site_symbols  # noqa: E402
+
+TINY = {
+    "dataset": "crystal-mini-v0",
+    "members": 2,
+    "width": 32,
+    "layers": 2,
+    "heads": 4,
+    "batch_size": 64,
+    "warmup": 10,
+    "averaging": 0.9,
+    "evaluate_every": 20,
+}
+
+
+@pytest.fixture(scope="module")
+def mini(isolated_folders):
+    build_mini()
+    return load_trajectories("crystal-mini-v0")
+
+
+@pytest.fixture(scope="module")
+def trained(mini, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    scores = train_surrogate(SurrogateConfig(**TINY, steps=150), folder, progress=False)
+    return folder, scores
+
+
+def held_out(config, data):
+    crystals = LabelledCrystals.of_trajectories(data)
+    order = np.random.default_rng([config.seed, 0]).permutation(len(crystals))
+    count = round(config.held_out * len(crystals))
+    return crystals.subset(np.sort(order[:count])), crystals.subset(np.sort(order[count:]))
+
+
+def test_training_beats_the_mean_on_crystals_not_learned_from(trained, mini):
+    folder, scores = trained
+    judged, learned = held_out(SurrogateConfig(**TINY), mini)
+    surrogate, metadata = load_surrogate(folder)
+    found = surrogate.predict(judged.rows)
+    for values, labels, of_training, stated in (
+        (found.band_gap_ev, judged.band_gap_ev, learned.band_gap_ev, scores.gap_mae_ev),
+        (
+            found.formation_energy_ev_per_atom,
+            judged.formation_energy_ev_per_atom,
+            learned.formation_energy_ev_per_atom,
+            scores.energy_mae_ev_per_atom,
+        ),
+    ):
+        error = np.abs(values - labels).mean()
+        assert error == pytest.approx(stated, abs=1e-6)
+        assert error < 0.75 * np.abs(np.median(of_training) - labels).mean()
+    assert (found.band_gap_ev >= 0).all()
+    assert metadata["held_out_crystals"] == len(judged)
+    # Calibrated on these crystals: 68% of their errors are within one standard deviation.
+    within = np.abs(found.band_gap_ev - judged.band_gap_ev) <= found.band_gap_std_ev
+    assert within.mean() == pytest.approx(0.6827, abs=1.5 / len(judged))
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(mini, tmp_path, monkeypatch):
+    config = SurrogateConfig(**TINY, steps=40)
+    train_surrogate(config, tmp_path / "whole", progress=False)
+    calls = 0
+    real = torch.nn.utils.clip_grad_norm_
+
+    def clip(*args):
+        nonlocal calls
+        calls += 1
+        if calls > 2 * 29:  # killed in step 30, after the evaluation at 20
+            raise SystemExit
+        return real(*args)
+
+    monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", clip)
+    with pytest.raises(SystemExit):
+        train_surrogate(config, tmp_path / "killed", progress=False)
+    monkeypatch.undo()
+    train_surrogate(config, tmp_path / "killed", progress=False)
+    states = [
+        torch.load(tmp_path / name / "surrogate" / "weights.pt", weights_only=True)
+        for name in ("whole", "killed")
+    ]
+    for name, weight in states[0].items():
+        assert torch.equal(weight, states[1][name]), name
+    logs = [(tmp_path / name / "log.csv").read_text().splitlines() for name in ("whole", "killed")]
+    assert [row.split(",")[0] for row in logs[0]] == [row.split(",")[0] for row in logs[1]]
+    with pytest.raises(ValueError, match="holds a run with steps=40, this one has 60"):
+        train_surrogate(SurrogateConfig(**TINY, steps=60), tmp_path / "whole", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"members": 0}, "members=0 is not usable: expected a whole number above 0"),
+        ({"heads": 5}, "heads=5 is not usable: expected a divisor of width=96"),
+        ({"held_out": 0.9}, "held_out=0.9 is not usable"),
+        ({"steps": "many"}, "steps='many' is a str: expected a int"),
+        ({"depth": 3}, "setting 'depth' is unknown: expected some of dataset"),
+    ],
+)
+def test_wrong_settings_are_explained(changes, message):
+    with pytest.raises(ValueError, match=message):
+        SurrogateConfig.from_dict(changes)
+
+
+def test_files_hold_no_pickles_and_come_back(trained, tmp_path):
+    surrogate, metadata = load_surrogate(trained[0])
+    save_surrogate(surrogate, tmp_path / "again", {"made": "here"})
+    again, found = load_surrogate(tmp_path / "again")
+    assert found["made"] == "here"
+    for name, weight in surrogate.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+    assert metadata["settings"]["dataset"] == "crystal-mini-v0"
+
+
+def test_damaged_files_are_explained(trained, tmp_path):
+    surrogate, _ = load_surrogate(trained[0])
+    for damage, message in (
+        (lambda f: (f / "weights.pt").write_bytes(b"x" * 99), "is not the file that config.json"),
+        (lambda f: (f / "config.json").write_text("{}"), "does not describe a surrogate"),
+        (lambda f: (f / "config.json").unlink(), "config.json does not exist"),
+    ):
+        save_surrogate(surrogate, tmp_path / "s")
+        damage(tmp_path / "s")
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            load_surrogate(tmp_path / "s")
+    save_surrogate(surrogate, tmp_path / "s")
+    (tmp_path / "s" / "weights.pt").write_bytes(pickle.dumps(print, protocol=2))
+    config = json.loads((tmp_path / "s" / "config.json").read_text())
+    from crystal_gym.files import sha256_of
+
+    config["weights_sha256"] = sha256_of(tmp_path / "s" / "weights.pt")
+    (tmp_path / "s" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="could run code"):
+        load_surrogate(tmp_path / "s")
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    return SurrogateOracle()
+
+
+def test_the_bundled_one_knows_common_crystals(oracle):
+    structures = [rocksalt("Na", "Cl"), rocksalt("Mg", "O", a=4.25), perovskite(), fluorite()]
+    salt, magnesia, perovskite_, fluorite_ = oracle.evaluate(structures)
+    # PBE: NaCl 5.0, MgO 4.4, SrTiO3 1.8, CaF2 7.1 eV. Three or four of its standard deviations.
+    for found, gap in ((salt, 5.0), (magnesia, 4.4), (perovskite_, 1.8), (fluorite_, 7.1)):
+        assert found.status is Status.OK
+        assert found.band_gap_ev == pytest.approx(gap, abs=0.9)
+        assert 0.01 < found.details["band_gap_std_ev"] < 1.0
+        assert found.formation_energy_ev_per_atom < -1.5
+        assert found.details["metal_probability"] < 0.2
+        assert not found.details["unlike_training"]
+        assert found.provenance.startswith("surrogate")
+        assert "not DFT" in found.provenance
+    energy = formation_energy(salt.total_energy_ry, ["Na", "Cl"])
+    assert energy == pytest.approx(salt.formation_energy_ev_per_atom)
+    alloy = Structure.from_spacegroup(
+        "Pm-3m", Lattice.cubic(2.95), ["Cu", "Zn"], [[0] * 3, [0.5] * 3]
+    )
+    (metal,) = oracle.evaluate([alloy])
+    assert metal.details["metal_probability"] > 0.5
+    assert metal.band_gap_ev == 0.0
+
+
+def test_what_is_unlike_the_training_data_is_said(oracle):
+    squeezed = rocksalt(a=2.9)
+    gas = Structure(Lattice.cubic(12), ["Ne", "Ne"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    large = wurtzite() * (3, 2, 2)
+    for structure in (squeezed, gas, large):
+        (found,) = oracle.evaluate([structure])
+        assert found.details["unlike_training"], structure.formula
+    bundled = load_skeletons("mini")
+    some = [s for s in bundled if (s.reference > 0).all()][:100]
+    found = oracle.evaluate_fillings([Filling(s, s.reference) for s in some])
+    assert np.mean([f.details["unlike_training"] for f in found]) < 0.2
+
+
+def test_numbering_cell_and_company_do_not_matter(oracle):
+    structure = perovskite()
+    other = Structure.from_sites(list(structure)[::-1])
+    other.translate_sites(range(5), [0.3, 0.1, 0.7])
+    alone, *together = [
+        *oracle.evaluate([structure]),
+        *oracle.evaluate([wurtzite(), other, rocksalt()]),
+    ]
+    assert together[1].band_gap_ev == pytest.approx(alone.band_gap_ev, abs=1e-4)
+    assert together[1].details["band_gap_std_ev"] == pytest.approx(
+        alone.details["band_gap_std_ev"], abs=1e-4
+    )
+    assert isinstance(oracle, FillingOracle)
+
+
+def test_one_bad_structure_spoils_no_batch(oracle):
+    overlapping = Structure(Lattice.cubic(4), ["Na", "Cl"], [[0, 0, 0], [0, 0, 0.01]])
+    strange = Structure(Lattice.cubic(3), ["Po"], [[0, 0, 0]])
+    found = oracle.evaluate([overlapping, rocksalt(), strange])
+    statuses = [f.status for f in found]
+    assert statuses == [Status.GEOMETRY, Status.OK, Status.UNSUPPORTED_ELEMENT]
+    assert "Po" in found[2].provenance
+    assert oracle.evaluate([]) == []
+    skeleton = load_skeletons("mini")[0]
+    (unknown,) = oracle.evaluate_fillings([Filling(skeleton, np.zeros(skeleton.n_sites, int))])
+    assert unknown.status is Status.UNKNOWN
+
+
+def test_it_is_an_oracle_like_the_others(oracle, tmp_path):
+    cached = CachedOracle(oracle, tmp_path / "c.db")
+    first, second = (cached.evaluate([rocksalt()])[0] for _ in range(2))
+    assert second.band_gap_ev == first.band_gap_ev
+    chain = ChainOracle([TableOracle("mini"), oracle])
+    skeletons = load_skeletons("mini")
+    known = skeletons[0]
+    other = np.full(known.n_sites, ELEMENTS.index("Xe") + 1)
+    table, predicted = chain.evaluate_fillings(
+        [Filling(known, known.reference), Filling(known, other)]
+    )
+    assert not table.provenance.startswith("surrogate")
+    assert predicted.provenance.startswith("surrogate")
+    env = gym.make("CrystalFill-v0", target_gap=3.0, oracle="surrogate")
+    env.reset(seed=0, options={"skeleton": 3})
+    done = False
+    while not done:
+        _, reward, done, _, info = env.step(ELEMENTS.index("O"))
+    assert reward > 0
+    assert info["provenance"].startswith("surrogate")
+    assert site_symbols(env.unwrapped.structure()).count("O") == len(env.unwrapped.structure())
+
+
+def test_the_bundled_files_are_small_and_have_a_card():
+    files = list(BUNDLED_SURROGATE.iterdir())
+    assert sum(f.stat().st_size for f in files) < 5_500_000
+    assert max(f.stat().st_size for f in files) < 5_000_000
+    card = (BUNDLED_SURROGATE / "README.md").read_text(encoding="utf-8")
+    assert "make surrogate" in card
+    assert "not DFT" in card
+    surrogate, metadata = load_surrogate()
+    assert isinstance(surrogate, Surrogate)
+    assert metadata["settings"]["dataset"] == "crystal-mp20-v0"
+
+
+def test_the_command_trains_and_says_how_good_it_is(mini, tmp_path, capsys):
+    words = [f"--{k.replace('_', '-')}={v}" for k, v in TINY.items()]
+    assert main(["train", "surrogate", *words, "--steps", "20", "-o", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    assert "did not learn from" in " ".join(printed.split())
+    assert (tmp_path / "run" / "surrogate" / "config.json").exists()
+    assert main(["train", "bc", "--members", "2", "-o", str(tmp_path / "other")]) == 1
+    assert "setting 'members' is unknown" in capsys.readouterr().err
