@@ -94,7 +94,9 @@ def claim_folder(config: Any, folder: Path, device: str) -> None:
     path = folder / "config.json"
     mine = json.loads(json.dumps(dataclasses.asdict(config)))
     if path.exists():
-        theirs = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        # A run that began before a setting was there has had that setting's default.
+        defaults = {f.name: f.default for f in dataclasses.fields(config)}
+        theirs = defaults | json.loads(path.read_text(encoding="utf-8"))["settings"]
         other = [k for k in {**mine, **theirs} if theirs.get(k) != mine.get(k)]
         if other:
             raise ValueError(

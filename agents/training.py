@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import d3rlpy
-import minari
 import numpy as np
 import torch
 from d3rlpy.algos.qlearning.base import QLearningAlgoBase
@@ -46,7 +45,8 @@ from crystal_gym.agents.runs import (
     settings_from_dict,
 )
 from crystal_gym.agents.schedules import WarmupCosineFactory
-from crystal_gym.datasets.replay import CrystalReplayBuffer, load_d3rlpy, load_trajectories
+from crystal_gym.datasets.replay import CrystalReplayBuffer, load_d3rlpy
+from crystal_gym.datasets.splits import SPLITS, load_split
 from crystal_gym.datasets.trajectories import Trajectories, in_source_order
 from crystal_gym.elements import formula_counts
 from crystal_gym.evaluation import Scores, Task, rollout, score
@@ -79,6 +79,8 @@ class TrainConfig:
         dataset: Minari id.
         validation: Minari id; by default the dataset's own ``-val`` split where it is built, else
             every tenth skeleton is held out.
+        split: ``published`` (this), or ``composition``: a fifth of the dataset's own crystals is
+            held out such that no chemical system is on both sides.
         crystals: ``all``, or ``valid``: learn only from those whose composition passes SMACT
             (smact14), 95.6% of MP-20's; all are judged either way.
         target_gap: Targets in eV, ``uniform`` or ``hindsight``, one of them drawn for each
@@ -113,6 +115,7 @@ class TrainConfig:
     algorithm: str = "bc"
     dataset: str = "crystal-mp20-v0"
     validation: str | None = None
+    split: str = "published"
     crystals: str = "all"
     target_gap: tuple[float | str, ...] | None = None
     balance: float = 0.0
@@ -142,6 +145,7 @@ class TrainConfig:
         enough = self.validation_crystals >= 1
         require(self, "validation_crystals", enough, "a whole number above 0")
         for name, choices in (
+            ("split", SPLITS),
             ("crystals", ("all", "valid")),
             ("site_order", ("canonical", "source")),
         ):
@@ -344,22 +348,7 @@ class _Run:
 
 def _data(config: TrainConfig) -> tuple[Trajectories, Trajectories]:
     """Return the episodes that are learned from and those that judge."""
-    local = minari.list_local_datasets()
-    name, _, number = config.dataset.rpartition("-")
-    validation = config.validation
-    if validation is None and f"{name}-val-{number}" in local:
-        validation = f"{name}-val-{number}"
-    parts = [load_trajectories(config.dataset)]
-    if validation is not None:
-        if validation not in local:
-            raise ValueError(
-                f"validation={validation!r} is not on this machine: expected a Minari dataset; "
-                "`crystal-gym data list` shows them"
-            )
-        parts.append(load_trajectories(validation))
-    else:
-        held_out = parts[0].skeleton % 10 == 9
-        parts = [parts[0].subset(np.flatnonzero(p)) for p in (~held_out, held_out)]
+    parts = list(load_split(config.dataset, config.validation, config.split))
     if config.crystals == "valid":
         parts[0] = _only_valid(parts[0])
     if config.site_order == "source":

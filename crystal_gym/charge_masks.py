@@ -92,6 +92,20 @@ class ChargeNeutralMask:
             )
         return self._mask(tuple(sorted(counts.items())), empty, at_once)
 
+    def allows(self, tokens: Iterable[int], token: int) -> bool:
+        """Return whether an element may come next: one entry of the mask, for less than all.
+
+        Args:
+            tokens: As for a call; at least one site has to be empty.
+            token: The element.
+        """
+        counts = Counter(int(t) for t in tokens)
+        empty = counts.pop(EMPTY, 0)
+        if empty == 0 or token not in self._tokens:
+            return False
+        counts[token] += 1
+        return self._within_reach(tuple(sorted(counts.items())), empty - 1)
+
     def rows(
         self,
         tokens: NDArray[np.integer],

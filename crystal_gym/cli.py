@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import warnings
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ _EXAMPLES = """examples:
   crystal-gym train c-cql -o runs/c-cql           train one policy for all target gaps
   crystal-gym train surrogate -o runs/surrogate   train a predictor of gaps and energies
   crystal-gym design my.cif --target-gap 3        propose compounds on a crystal's skeleton
+  crystal-gym evaluate runs/c-cql -o results      every measure of it, beside baselines
   crystal-gym doctor                              is pw.x there, and does it work
   crystal-gym data fetch sssp                     pseudopotentials for live calculations
   crystal-gym label my.cif -o labels.csv          calculate energies and gaps with pw.x
@@ -90,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_quickstart(commands)
     _add_data(commands)
     _add_train(commands)
+    _add_evaluate(commands)
     _add_design(commands)
     _add_label(commands)
     _add_doctor(commands)
@@ -200,13 +203,13 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 # Types of TrainConfig's and SurrogateConfig's fields; importing these for --help loads torch.
 _TRAIN_SETTINGS: dict[str, type] = {
     **dict.fromkeys(
-        ("dataset", "validation", "crystals", "preset", "focus", "site_order", "start_from"), str
+        ("dataset", "validation", "split", "crystals", "preset", "focus", "site_order"), str
     ),
     **dict.fromkeys(("steps", "batch_size", "warmup", "evaluate_every"), int),
     **dict.fromkeys(("validation_crystals", "patience", "seed"), int),
     **dict.fromkeys(("learning_rate", "weight_decay", "conservative_weight"), float),
     **dict.fromkeys(("gamma", "averaging", "balance", "reorder"), float),
-    **dict.fromkeys(("device", "precision", "compile"), str),
+    **dict.fromkeys(("start_from", "device", "precision", "compile"), str),
     # of the surrogate alone
     **dict.fromkeys(("members", "width", "layers", "heads"), int),
     **dict.fromkeys(("held_out", "dropout"), float),
@@ -218,6 +221,68 @@ _TRAIN_EXAMPLES = """examples:
   crystal-gym train surrogate -o runs/surrogate
   crystal-gym train discrete_bcq --preset paper -o runs/bcq
   crystal-gym train --config settings.toml -o runs/mine
+"""
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "evaluate",
+        help="every measure of policies, beside baselines, with intervals",
+        description="Fills the skeletons that were held out with each policy and each baseline, "
+        "asks an oracle about the designs, and writes results.json, tables.md and the designs. "
+        "Interrupted, the same command goes on where it stopped. docs/evaluation.md defines the "
+        "measures.",
+        epilog=_EVALUATE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "policies",
+        nargs="*",
+        metavar="POLICY",
+        help="a run's folder, or `bundled`; baselines are always judged",
+    )
+    command.add_argument("-o", "--output", type=Path, required=True, help="folder of the results")
+    command.add_argument(
+        "--dataset",
+        default="crystal-mp20-v0",
+        metavar="ID",
+        help="what was learned from (%(default)s); its -val dataset judges, or its every tenth "
+        "skeleton",
+    )
+    command.add_argument("--validation", metavar="ID", help="another dataset that judges")
+    command.add_argument(
+        "--split",
+        default="published",
+        choices=["published", "composition"],
+        help="(%(default)s), or no chemical system on both sides",
+    )
+    command.add_argument(
+        "--targets",
+        nargs="+",
+        type=float,
+        default=[1.12, 2.0, 3.0, 4.0],
+        metavar="EV",
+        help="gaps to aim at and to judge by (1.12 2 3 4)",
+    )
+    command.add_argument("--mask", choices=["charge_neutral"], help="for the policies")
+    command.add_argument(
+        "--oracle",
+        default="table",
+        help="table, surrogate, espresso, or a table's path (%(default)s)",
+    )
+    command.add_argument("--crystals", type=_count, metavar="N", help="only so many, drawn")
+    command.add_argument(
+        "--resamples", type=_count, default=1000, help="of the bootstrap (%(default)s)"
+    )
+    command.add_argument("--seed", type=_seed, default=0, help="of everything random (%(default)s)")
+    command.add_argument("--threads", type=_count, help="of torch (default: all cores)")
+    command.set_defaults(run=_evaluate)
+
+
+_EVALUATE_EXAMPLES = """examples:
+  crystal-gym evaluate bundled runs/bc-0 runs/bc-1 -o results
+  crystal-gym evaluate bundled --mask charge_neutral --targets 1.12 3 -o masked
+  crystal-gym evaluate --dataset crystal-mini-v0 --split composition -o baselines
 """
 
 
@@ -574,6 +639,23 @@ def _train_surrogate(settings: dict[str, object], folder: Path) -> None:
         f"energy {scores.energy_mae_ev_per_atom:.3f} eV/atom, {100 * scores.metal_accuracy:.1f}% "
         "rightly said to have a gap or none"
     )
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from crystal_gym.evaluate_command import EvaluationConfig, evaluate_policies
+
+    if options.threads is not None and options.policies:
+        from crystal_gym.quickstart import require_agents
+
+        require_agents()
+        import torch
+
+        torch.set_num_threads(options.threads)
+    names = [f.name for f in dataclasses.fields(EvaluationConfig)]
+    settings = {name: getattr(options, name) for name in names}
+    settings |= {name: tuple(settings[name]) for name in ("policies", "targets")}
+    text = evaluate_policies(EvaluationConfig(**settings), options.output)
+    print(f"\n{text}\nwritten to {options.output}: results.json, tables.md, crystals.npz, designs/")
 
 
 def _read_toml(path: Path) -> dict[str, object]:

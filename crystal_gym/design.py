@@ -26,7 +26,8 @@ from crystal_gym.elements import (
     symbol_to_token,
 )
 from crystal_gym.envs.crystal_fill import check_target_gap
-from crystal_gym.evaluation.search import Valued, beam_search, sample_fillings
+from crystal_gym.evaluation.rollout import Valued
+from crystal_gym.evaluation.search import beam_search, sample_fillings
 from crystal_gym.oracles.base import Filling, FillingOracle, Properties, Status
 from crystal_gym.rewards import FormationReward
 from crystal_gym.skeletons import Skeleton, SkeletonSet, build_skeletons

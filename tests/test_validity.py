@@ -80,8 +80,13 @@ def test_charge_assignments_against_every_combination():
     import itertools
 
     from crystal_gym.elements import ELEMENTS
-    from crystal_gym.validity import _oxidation_states as states_of
-    from crystal_gym.validity import charge_assignment, electronegativity, is_metal, smact_valid
+    from crystal_gym.validity import (
+        _oxidation_states,
+        charge_assignment,
+        electronegativity,
+        is_metal,
+        smact_valid,
+    )
 
     generator = np.random.default_rng(1)
     seen = set()
@@ -95,7 +100,7 @@ def test_charge_assignments_against_every_combination():
         if any(electronegativity(s) is None for s in symbols):
             continue
         passing = []
-        for states in itertools.product(*map(states_of, symbols)):
+        for states in itertools.product(*(_oxidation_states(s, "smact14") for s in symbols)):
             charged = list(zip(symbols, states, strict=True))
             cations = [electronegativity(s) for s, n in charged if n > 0]
             anions = [electronegativity(s) for s, n in charged if n < 0]

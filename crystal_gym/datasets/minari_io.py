@@ -43,7 +43,13 @@ from crystal_gym.ragged import run_starts
 from crystal_gym.sets import dataset_dir, load_skeleton_file
 from crystal_gym.skeletons import Skeleton, SkeletonSet
 
-__all__ = ["STORED_TARGET_EV", "DatasetCard", "read_trajectories", "write_dataset"]
+__all__ = [
+    "STORED_TARGET_EV",
+    "DatasetCard",
+    "load_trajectories",
+    "read_trajectories",
+    "write_dataset",
+]
 
 STORED_TARGET_EV = 3.0
 """Target for which rewards are stored; the loader recomputes them for any other."""
@@ -317,6 +323,28 @@ def _smallest(integers: NDArray[np.int16]) -> NDArray[Any]:
     """Return int8 where that holds the values."""
     fits = integers.size == 0 or np.abs(integers).max() <= np.iinfo(np.int8).max
     return integers.astype(np.int8) if fits else integers
+
+
+def load_trajectories(
+    dataset: str | minari.MinariDataset | Trajectories, *, progress: bool = False
+) -> Trajectories:
+    """Return the episodes of a dataset in columns, by its id or as an object.
+
+    Raises:
+        ValueError: If the dataset is not there or does not hold compact observations.
+    """
+    if isinstance(dataset, str):
+        local = minari.list_local_datasets()
+        if dataset not in local:
+            raise ValueError(
+                f"dataset {dataset!r} is not on this machine (there are: "
+                f"{', '.join(sorted(local)) or 'none'}): run `crystal-gym data build mp20` or "
+                "`crystal-gym data build mini`"
+            )
+        dataset = minari.load_dataset(dataset)
+    if isinstance(dataset, Trajectories):
+        return dataset
+    return read_trajectories(dataset, progress=progress)
 
 
 def read_trajectories(dataset: minari.MinariDataset, progress: bool = False) -> Trajectories:

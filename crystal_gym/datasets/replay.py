@@ -14,7 +14,7 @@ from d3rlpy.constants import ActionSpace
 from d3rlpy.dataset import Episode, ReplayBuffer, Signature, Transition, TransitionMiniBatch
 from numpy.typing import NDArray
 
-from crystal_gym.datasets.minari_io import read_trajectories
+from crystal_gym.datasets.minari_io import load_trajectories
 from crystal_gym.datasets.relabel import TargetSampler, terminal_rewards
 from crystal_gym.datasets.trajectories import Trajectories
 from crystal_gym.element_embedding import EMBEDDING
@@ -93,28 +93,6 @@ def load_d3rlpy(
         reorder=reorder,
         seed=seed,
     )
-
-
-def load_trajectories(
-    dataset: str | minari.MinariDataset | Trajectories, *, progress: bool = False
-) -> Trajectories:
-    """Return the episodes of a dataset in columns, by its id or as an object.
-
-    Raises:
-        ValueError: If the dataset is not there or does not hold compact observations.
-    """
-    if isinstance(dataset, str):
-        local = minari.list_local_datasets()
-        if dataset not in local:
-            raise ValueError(
-                f"dataset {dataset!r} is not on this machine (there are: "
-                f"{', '.join(sorted(local)) or 'none'}): run `crystal-gym data build mp20` or "
-                "`crystal-gym data build mini`"
-            )
-        dataset = minari.load_dataset(dataset)
-    if isinstance(dataset, Trajectories):
-        return dataset
-    return read_trajectories(dataset, progress=progress)
 
 
 def _check_actions(actions: str) -> None:

@@ -17,7 +17,7 @@ from crystal_gym.envs.observations import compact_rows
 from crystal_gym.graphs import breadth_first_order
 from crystal_gym.skeletons import SkeletonSet
 
-__all__ = ["MaskRule", "Policy", "Task", "mask_of", "rollout"]
+__all__ = ["MaskRule", "Policy", "Task", "Valued", "mask_of", "rollout"]
 
 MaskRule: TypeAlias = Callable[..., NDArray[np.int8]]
 """From partial fillings and their numbers of sites to the elements allowed next.
@@ -38,6 +38,13 @@ class Policy(Protocol):
             observations: Compact or packed rows, float32 ``(B, D)``.
             action_mask: 1 = allowed, int8 ``(88,)`` or ``(B, 88)``; None allows all.
         """
+
+
+class Valued(Protocol):
+    """A policy that says how good it finds every element."""
+
+    def values(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return one logit for each action, ``(B, 88)``, of compact rows ``(B, D)``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +77,15 @@ class Task:
             reference = self.skeletons[number].reference
             tokens[row, : len(reference)] = reference
         return tokens
+
+    def first_orders(self) -> Task:
+        """Return the same skeletons, each of them once, in the first of their orders."""
+        _, first = np.unique(self.skeleton, return_index=True)
+        return self.rows(np.sort(first))
+
+    def rows(self, rows: NDArray[np.integer]) -> Task:
+        """Return some of the fillings, by number."""
+        return Task(self.skeletons, self.skeleton[rows], self.traversal[rows])
 
     @classmethod
     def of_trajectories(cls, trajectories: Trajectories) -> Task:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,17 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 from crystal_gym.elements import EMPTY, N_ELEMENTS
 from crystal_gym.envs.observations import compact_rows
 from crystal_gym.evaluation.baselines import masked
-from crystal_gym.evaluation.rollout import MaskRule, Task
+from crystal_gym.evaluation.rollout import MaskRule, Task, Valued
 from crystal_gym.skeletons import Skeleton, SkeletonSet
 
-__all__ = ["Candidates", "Valued", "beam_search", "sample_fillings"]
-
-
-class Valued(Protocol):
-    """What a search asks of a policy."""
-
-    def values(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return one logit for each action, ``(B, 88)``, of compact rows ``(B, D)``."""
+__all__ = ["Candidates", "beam_search", "sample_fillings"]
 
 
 @dataclass(frozen=True, eq=False)
