@@ -267,8 +267,8 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     command.add_argument("--mask", choices=["charge_neutral"], help="for the policies")
     command.add_argument(
         "--oracle",
-        default="table",
-        help="table, surrogate, espresso, or a table's path (%(default)s)",
+        default="surrogate",
+        help="surrogate (not DFT), table, espresso, or a table's path (%(default)s)",
     )
     command.add_argument("--crystals", type=_count, metavar="N", help="only so many, drawn")
     command.add_argument(

@@ -1,13 +1,14 @@
 """``crystal-gym evaluate``: every measure of policies and baselines, with intervals.
 
-The folder holds ``results.json`` (settings, seeds, versions, every measure), ``tables.md`` and
-``designs/``: one ``.npz`` for each method and target with its fillings, what the oracle said of
-them, and what it was made by. A design that is there and was made by the same is not made again, so
-an interrupted command goes on where it stopped.
+The folder holds ``results.json`` (settings, seeds, versions, every measure), ``tables.md``, the
+page ``report.html`` and ``designs/``: one ``.npz`` for each method and target with its fillings,
+what the oracle said of them, and what it was made by. A design that is there and was made by the
+same is not made again, so an interrupted command goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
 import json
@@ -39,6 +40,7 @@ from crystal_gym.evaluation.baselines import (
 )
 from crystal_gym.evaluation.intervals import estimates
 from crystal_gym.evaluation.metrics import top_k_hits
+from crystal_gym.evaluation.optimum import tabular_regret
 from crystal_gym.evaluation.properties import PropertyColumns, evaluate_designs, oracle_label
 from crystal_gym.evaluation.prototypes import PrototypeLibrary
 from crystal_gym.evaluation.rollout import Task, Valued, rollout
@@ -51,11 +53,11 @@ from crystal_gym.evaluation.study import (
     statistics_of_design,
     statistics_over_targets,
 )
-from crystal_gym.evaluation.tables import tables
+from crystal_gym.evaluation.tables import all_tables, tables
 from crystal_gym.files import DAMAGED_NPZ, atomic_path, open_npz, save_npz, sha256_of
 from crystal_gym.oracles import Oracle
 
-__all__ = ["EvaluationConfig", "evaluate_policies"]
+__all__ = ["EvaluationConfig", "evaluate_policies", "write_report"]
 
 Fill: TypeAlias = Callable[..., NDArray[np.int16]]
 """``rollout`` with or without a progress bar."""
@@ -75,8 +77,8 @@ class EvaluationConfig:
         split: ``published`` or ``composition``.
         targets: Gaps to aim at, eV.
         mask: ``charge_neutral`` for policies under that mask, or None.
-        oracle: What :func:`gym.make` takes: ``table`` (of the crystals that judge), ``surrogate``,
-            a path to a table.
+        oracle: What :func:`gym.make` takes: ``surrogate``, ``table`` (of the crystals that judge,
+            so what a method invents is not in it), a path to a table, ``espresso``.
         crystals: How many skeletons, drawn with the seed; None for all.
         resamples: Of the bootstrap.
         seed: Of everything random.
@@ -88,7 +90,7 @@ class EvaluationConfig:
     split: str = "published"
     targets: tuple[float, ...] = (1.12, 2.0, 3.0, 4.0)
     mask: str | None = None
-    oracle: str = "table"
+    oracle: str = "surrogate"
     crystals: int | None = None
     resamples: int = 1000
     seed: int = 0
@@ -164,13 +166,36 @@ def evaluate_policies(
             aim: _made(method, aim, task, oracle, config, folder, progress) for aim in method.aims
         }
     results = _results(config, methods, designs, judge, oracle, progress)
+    results["regret"] = _regrets(config, methods)
+    results["learning_curves"] = _learning_curves(config)
     _save_crystals(folder / "crystals.npz", judge)
     with atomic_path(folder / "results.json") as path:
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     text = tables(results)
     with atomic_path(folder / "tables.md") as path:
         path.write_text(text, encoding="utf-8")
+    write_report(folder)
     return text
+
+
+def write_report(folder: Path | str) -> Path:
+    """Write ``report.html`` of an evaluation from the files in its folder; return its path.
+
+    Raises:
+        FileNotFoundError: If the folder holds no finished evaluation.
+    """
+    from crystal_gym.report.evaluation import evaluation_report
+
+    folder = Path(folder)
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    with open_npz(folder / "crystals.npz") as file:
+        crystals = {name: file[name] for name in file}
+    designs = []
+    for row in results["designs"]:
+        with open_npz(folder / "designs" / f"{_slug(row['method'], row['target_ev'])}.npz") as file:
+            designs.append((row["method"], row["target_ev"], {name: file[name] for name in file}))
+    evaluation_report(results, all_tables(results), crystals, designs, folder / "report.html")
+    return folder / "report.html"
 
 
 def _task(judging: Trajectories, config: EvaluationConfig) -> Task:
@@ -387,10 +412,20 @@ def _save_crystals(path: Path, judge: Judge) -> None:
         skeleton=judge.task.skeleton,
         n_sites=judge.task.n_sites,
         reference=judge.task.reference,
+        lattice=judge.task.skeletons.lattice[judge.task.skeleton].astype(np.float32),
+        frac_coords=_padded_coordinates(judge.task),
         new_formula=judge.new_formula,
         band_gap_ev=judge.band_gap_ev,
         formation_energy_ev_per_atom=judge.formation_energy_ev_per_atom,
     )
+
+
+def _padded_coordinates(task: Task) -> NDArray[np.float32]:
+    places = np.zeros((len(task), task.skeletons.max_sites, 3), np.float32)
+    for row, number in enumerate(task.skeleton.tolist()):
+        skeleton = task.skeletons[number]
+        places[row, : skeleton.n_sites] = skeleton.frac_coords
+    return places
 
 
 # -- results ---------------------------------------------------------------------------------------
@@ -447,6 +482,44 @@ def _results(
         "over_targets": over_targets,
         "notes": {m.name: m.note for m in methods if m.note is not None},
     }
+
+
+def _regrets(config: EvaluationConfig, methods: Sequence[_Method]) -> list[dict[str, Any]]:
+    """Return mean regrets on the tabular set of policies and of random choices, by target."""
+    chosen = {m.name: m.valued for m in methods if m.kind == "policy"}
+    chosen["random"] = RandomPolicy(config.seed)
+    return [
+        {
+            "method": name,
+            "targets_ev": list(config.targets),
+            "mean_regret": [
+                float(f"{tabular_regret(policy, t, seed=config.seed).mean():.6g}")  # type: ignore[arg-type]
+                for t in config.targets
+            ],
+        }
+        for name, policy in chosen.items()
+        if policy is not None
+    ]
+
+
+def _learning_curves(config: EvaluationConfig) -> list[dict[str, Any]]:
+    """Return accuracies in the course of the policies' trainings, where their logs are there."""
+    curves = []
+    for given in dict.fromkeys(config.policies):
+        path = Path(given) / "log.csv"
+        if not path.exists():
+            continue
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row.get("val_accuracy")]
+        curves.append(
+            {
+                "method": Path(given).name,
+                "steps": [int(row["step"]) for row in rows],
+                "seconds": [float(row["seconds"]) for row in rows],
+                "accuracy": [float(row["val_accuracy"]) for row in rows],
+            }
+        )
+    return curves
 
 
 def _numbers(*values: float) -> list[float | None]:

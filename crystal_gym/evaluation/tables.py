@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from crystal_gym.evaluation.report import markdown_table
 
-__all__ = ["tables"]
+__all__ = ["Table", "all_tables", "tables"]
+
+Table: TypeAlias = tuple[str, list[list[str]]]
+"""A heading and rows of text, the first of them the header."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,9 @@ _PROPERTIES = (
     _Column("kappa", "kappa %"),
 )
 _AT_TARGET = (
-    _Column("nu", "nu: gap within 0.25 eV, per cent,"),
+    _Column("nu", "nu: gap within 0.25 eV, %,"),
     _Column("gap_error_ev", "Mean absolute gap error, eV,", 1.0, 2),
-    _Column("valid_unique_novel_in_range", "Valid, unique, novel and in range, per cent,"),
+    _Column("valid_unique_novel_in_range", "Valid, unique, novel and in range, %,"),
 )
 _OVER_TARGETS = (
     _Column("distinct_fillings", "different fillings", 1.0, 2),
@@ -60,50 +63,46 @@ _OVER_TARGETS = (
 )
 
 
+def all_tables(results: Mapping[str, Any]) -> list[Table]:
+    """Return every table of ``results.json``: its heading, which names the oracle, and its rows."""
+    designs, oracle = results["designs"], results["oracle"]
+    found = [
+        ("Against the source crystals (no oracle)", _rows(designs, _AGAINST_SOURCE)),
+        ("Compositions (no oracle)", _rows(designs, _COMPOSITION)),
+        (f"Properties ({oracle})", _rows(designs, _PROPERTIES)),
+    ]
+    for column in _AT_TARGET:
+        heading = f"{column.heading} at each target ({oracle})"
+        found.append((heading, _by_target(results["at_target"], column)))
+    if results["over_targets"]:
+        heading = f"Over the targets (fillings: no oracle; steering: {oracle})"
+        found.append((heading, _rows(results["over_targets"], _OVER_TARGETS)))
+        found += [_matrix(row, oracle) for row in results["over_targets"]]
+    if results.get("regret"):
+        found.append(("Mean regret on the tabular set (DFT)", _regret(results["regret"])))
+    return found
+
+
 def tables(results: Mapping[str, Any]) -> str:
     """Return the tables of ``results.json`` as Markdown that also reads well as plain text."""
-    settings, oracle = results["settings"], results["oracle"]
-    designs = results["designs"]
+    settings = results["settings"]
     lines = [
         f"{results['crystals']:,} skeletons ({results['crystals_of_new_formula']:,} of a formula "
         f"that is not in training), {settings['split']} split of {settings['dataset']}. In "
         f"brackets: 95% intervals, {settings['resamples']} bootstrap resamples of the skeletons, "
-        f"seed {settings['seed']}. docs/evaluation.md defines every measure.",
-        "",
-        "## Against the source crystals (no oracle)",
-        "",
-        _table(designs, _AGAINST_SOURCE),
-        "",
-        "## Compositions (no oracle)",
-        "",
-        _table(designs, _COMPOSITION),
-        "",
-        f"## Properties ({oracle})",
-        "",
-        _table(designs, _PROPERTIES),
-        "",
-        f"kappa: gap above {results['rare_gap_ev']:.2f} eV, the 95th percentile in training. EMD: "
-        "to the DFT labels of the source crystals. Success: a gap came out; means are of those.",
+        f"seed {settings['seed']}. docs/evaluation.md defines every measure. kappa: gap above "
+        f"{results['rare_gap_ev']:.2f} eV, the 95th percentile in training. EMD: to the DFT labels "
+        "of the source crystals. Success: a gap came out; means are of those.",
     ]
-    for column in _AT_TARGET:
-        lines += ["", f"## {column.heading} at each target ({oracle})", ""]
-        lines.append(_by_target(results["at_target"], column))
-    if results["over_targets"]:
-        lines += [
-            "",
-            f"## Over the targets (fillings: no oracle; steering: {oracle})",
-            "",
-            _table(results["over_targets"], _OVER_TARGETS),
-        ]
-        for row in results["over_targets"]:
-            lines += ["", *_matrix(row, oracle)]
+    for heading, rows in all_tables(results):
+        lines += ["", f"## {heading}", "", markdown_table(rows)]
     if results["notes"]:
         lines.append("")
         lines += [f"{name}: {note}." for name, note in results["notes"].items()]
     return "\n".join(lines) + "\n"
 
 
-def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[_Column]) -> str:
+def _rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[_Column]) -> list[list[str]]:
     aimed = any(row.get("target_ev") is not None for row in rows)
     there = [c for c in columns if any(c.measure in row["measures"] for row in rows)]
     head = ["method", *(["target (eV)"] if aimed else []), *(c.heading for c in there)]
@@ -114,10 +113,10 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[_Column]) -> str
     for name, target, group in _seeds(rows):
         cells = [_over_seeds([row["measures"].get(c.measure) for row in group], c) for c in there]
         body.append([name, *([target] if aimed else []), *cells])
-    return markdown_table([head, *body])
+    return [head, *body]
 
 
-def _by_target(rows: Sequence[Mapping[str, Any]], column: _Column) -> str:
+def _by_target(rows: Sequence[Mapping[str, Any]], column: _Column) -> list[list[str]]:
     """Return one measure, methods down and targets across."""
     targets = list(dict.fromkeys(row["target_ev"] for row in rows))
     cells: dict[str, dict[float, str]] = {}
@@ -126,9 +125,7 @@ def _by_target(rows: Sequence[Mapping[str, Any]], column: _Column) -> str:
         cell = _cell(row["measures"][column.measure], column)
         cells.setdefault(name, {})[row["target_ev"]] = cell
     head = ["method", *(f"{target:g} eV" for target in targets)]
-    return markdown_table(
-        [head, *([name, *(found[t] for t in targets)] for name, found in cells.items())]
-    )
+    return [head, *([name, *(found[t] for t in targets)] for name, found in cells.items())]
 
 
 def _target(row: Mapping[str, Any]) -> str:
@@ -167,15 +164,16 @@ def _over_seeds(cells: Sequence[Sequence[float | None] | None], column: _Column)
     return f"{numbers.mean():.{column.digits}f} ± {numbers.std(ddof=1):.{column.digits}f}"
 
 
-def _matrix(row: Mapping[str, Any], oracle: str) -> list[str]:
+def _matrix(row: Mapping[str, Any], oracle: str) -> Table:
     targets = [f"{t:g}" for t in row["targets_ev"]]
     head = ["aimed at (eV)", *(f"within 0.25 of {t} %" for t in targets)]
     body = [
         [target, *(f"{100 * share:.1f}" for share in shares)]
         for target, shares in zip(targets, row["hit_matrix"], strict=True)
     ]
-    return [
-        f"{row['method']}, where it aims and what it hits ({oracle}):",
-        "",
-        markdown_table([head, *body]),
-    ]
+    return f"Where {row['method']} aims and what it hits ({oracle})", [head, *body]
+
+
+def _regret(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    head = ["method", *(f"{t:g} eV" for t in rows[0]["targets_ev"])]
+    return [head, *([row["method"], *(f"{r:.2f}" for r in row["mean_regret"])] for row in rows)]
