@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_design(commands)
+    _add_report(commands)
     _add_label(commands)
     _add_doctor(commands)
     return parser
@@ -284,6 +285,16 @@ _EVALUATE_EXAMPLES = """examples:
   crystal-gym evaluate bundled --mask charge_neutral --targets 1.12 3 -o masked
   crystal-gym evaluate --dataset crystal-mini-v0 --split composition -o baselines
 """
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "report",
+        help="write the page of a finished evaluation or design again",
+        description="Writes report.html from the files of `crystal-gym evaluate` or `design`.",
+    )
+    command.add_argument("folder", type=Path, metavar="DIR", help="what -o named there")
+    command.set_defaults(run=_report)
 
 
 def _add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -682,6 +693,20 @@ def _design(options: argparse.Namespace) -> None:
 
     require_agents()
     print(design_compounds(options))
+
+
+def _report(options: argparse.Namespace) -> None:
+    folder: Path = options.folder
+    if (folder / "design.json").exists():
+        from crystal_gym.design_command import write_report
+    elif (folder / "results.json").exists():
+        from crystal_gym.evaluate_command import write_report
+    else:
+        raise ValueError(
+            f"{folder} holds neither design.json nor results.json: expected the folder of a "
+            "finished `crystal-gym design` or `crystal-gym evaluate`"
+        )
+    print(write_report(folder))
 
 
 def _label(options: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from crystal_gym.oracles.base import Filling, Properties
 from crystal_gym.report.design import charges_text, design_report, with_error
 from crystal_gym.structures import read_structures, site_symbols
 
-__all__ = ["design_compounds"]
+__all__ = ["design_compounds", "write_report"]
 
 
 def design_compounds(options: argparse.Namespace) -> str:
@@ -70,13 +70,20 @@ def design_compounds(options: argparse.Namespace) -> str:
     }
     with atomic_path(folder / "design.json") as path:
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    design_report(json.loads((folder / "design.json").read_text("utf-8")), folder / "report.html")
+    page = write_report(folder)
     return (
         f"{_text_table(results['candidates'])}\n\n"  # type: ignore[arg-type]
         f"{problem.name}: {len(candidates)} candidates for {_goal(settings)}; predicted values are "
         "a surrogate's (one standard deviation), not DFT; ! is unlike its training data\n"
-        f"{folder / 'report.html'}, design.json and {len(cifs)} CIF files beside it"
+        f"{page}, design.json and {len(cifs)} CIF files beside it"
     )
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report.html`` from the ``design.json`` in a folder; return its path."""
+    results = json.loads((folder / "design.json").read_text(encoding="utf-8"))
+    design_report(results, folder / "report.html")
+    return folder / "report.html"
 
 
 def _settings(options: argparse.Namespace) -> DesignSettings:
