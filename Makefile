@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Training and tests use few threads each; more would only fight over the cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: quickstart test lint mini policy clean
+.PHONY: quickstart test lint mini policy surrogate clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/crystal-gym quickstart
@@ -39,6 +39,10 @@ policy: $(VENV)/ready
 	$(TRAIN) c-cql --start-from runs/c-cql-0 --crystals valid --target-gap hindsight --steps 400 \
 		--warmup 50 --learning-rate 2e-3 --evaluate-every 200 -o runs/c-cql-hindsight-0
 	$(BIN)/python scripts/bundle_policy.py runs/c-cql-hindsight-0
+
+surrogate: $(VENV)/ready
+	$(TRAIN) surrogate --steps 2000 -o runs/surrogate
+	$(BIN)/python scripts/bundle_surrogate.py runs/surrogate
 
 # torch first and by version: a range would pull gigabytes of CUDA packages.
 $(VENV)/ready: pyproject.toml constraints.txt

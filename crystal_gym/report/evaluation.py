@@ -20,6 +20,8 @@ __all__ = ["evaluation_report"]
 
 Arrays = Mapping[str, NDArray[Any]]
 
+_BRACKETS = "In brackets: 95% intervals. A dash: nothing to measure."
+
 _EXAMPLES = 12
 """Crystals in the viewer."""
 
@@ -48,9 +50,7 @@ def evaluation_report(
         f"intervals (bootstrap over skeletons, seed {results['settings']['seed']}).</p>"
     )
     sections = [
-        page.section(
-            heading, page.table(rows[0], [[html.escape(c) for c in r] for r in rows[1:]], heading)
-        )
+        page.section(heading, page.table(rows[0], _escaped(rows[1:]), _BRACKETS))
         for heading, rows in tables
     ]
     policies = [d for d in designs if _kind(results, d[0]) == "policy"]
@@ -76,6 +76,10 @@ def evaluation_report(
         )
     sections.append(page.section("How this was made", _record(results)))
     page.write_page(path, "Evaluation of crystal designs", lead, sections)
+
+
+def _escaped(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    return [[html.escape(cell) for cell in row] for row in rows]
 
 
 def _kind(results: Mapping[str, Any], method: str) -> str:
