@@ -283,7 +283,8 @@ class _Run:
                 recent = []
                 scores = self._evaluate() if evaluates else None
                 self.seconds = time.monotonic() - begun
-                self.log.write(self.step, self.seconds, mean, scores and dataclasses.asdict(scores))
+                judged = None if scores is None else dataclasses.asdict(scores)
+                self.log.write(self.step, self.seconds, mean, judged)
                 yield mean
                 if evaluates:
                     self.save()

@@ -351,11 +351,11 @@ def design(
         )
     fillings = [Filling(problem.skeleton, tokens) for _, tokens in found.values()]
     predictions = oracle.evaluate_fillings(fillings)
-    candidates = [
+    judged = [
         _candidate(tokens, score, predicted, settings, known)
         for (score, tokens), predicted in zip(found.values(), predictions, strict=True)
     ]
-    return sorted(candidates, key=lambda c: _rank(c, settings.rank))[: settings.count]
+    return sorted(judged, key=lambda c: _rank(c, settings.rank))[: settings.count]
 
 
 def _candidate(

@@ -43,7 +43,7 @@ from crystal_gym.evaluation.metrics import top_k_hits
 from crystal_gym.evaluation.optimum import tabular_regret
 from crystal_gym.evaluation.properties import PropertyColumns, evaluate_designs, oracle_label
 from crystal_gym.evaluation.prototypes import PrototypeLibrary
-from crystal_gym.evaluation.rollout import Task, Valued, rollout
+from crystal_gym.evaluation.rollout import Task, rollout
 from crystal_gym.evaluation.study import (
     TOP_K,
     Design,
@@ -114,7 +114,7 @@ class _Method:
         name: What the tables call it.
         aims: Targets that it is given, eV; ``(None,)`` for a method that takes none.
         design: Fills skeletons.
-        valued: Its policy, where it has values.
+        valued: Its policy (:class:`Valued`), where it has values.
         made_by: What its designs depend on beside task and target: of another, they are made again.
         family: Equal for runs that differ in their seed alone.
         kind: ``policy``, ``baseline`` or ``ceiling``.
@@ -125,7 +125,7 @@ class _Method:
     aims: tuple[float | None, ...]
     design: Designer
     made_by: dict[str, Any]
-    valued: Valued | None = None
+    valued: Any = None
     family: str | None = None
     kind: str = "baseline"
     note: str | None = None
@@ -453,9 +453,9 @@ def _results(
             row = {**name, "target_ev": aim, "family": method.family}
             alone.append({**row, "measures": measured(statistics_of_design(design, judge))})
             for target in config.targets if aim is None else (aim,):
-                row = {**name, "target_ev": target, "aimed": aim is not None}
-                row["measures"] = measured(statistics_at_target(design, judge, target))
-                at_target.append(row)
+                measures = measured(statistics_at_target(design, judge, target))
+                at = {**name, "target_ev": target, "aimed": aim is not None}
+                at_target.append({**at, "measures": measures})
         aimed = {t: d for t, d in made.items() if t is not None}
         if len(aimed) > 1:
             over_targets.append(
@@ -493,7 +493,7 @@ def _regrets(config: EvaluationConfig, methods: Sequence[_Method]) -> list[dict[
             "method": name,
             "targets_ev": list(config.targets),
             "mean_regret": [
-                float(f"{tabular_regret(policy, t, seed=config.seed).mean():.6g}")  # type: ignore[arg-type]
+                float(f"{tabular_regret(policy, t, seed=config.seed).mean():.6g}")
                 for t in config.targets
             ],
         }

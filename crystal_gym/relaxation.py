@@ -65,7 +65,7 @@ class Relaxer:
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            result = self._optimizer.relax(
+            result: dict[str, Any] = self._optimizer.relax(
                 structure, fmax=_FORCE_EV_PER_ANG, steps=_STEPS, verbose=False
             )
         after: Structure = result["final_structure"]
@@ -88,7 +88,8 @@ class Relaxer:
         from pymatgen.entries.computed_entries import ComputedEntry
 
         entry = ComputedEntry(structure.composition, energy_ev)
-        return float(self._hull.get_e_above_hull(entry, allow_negative=True))
+        above = self._hull.get_e_above_hull(entry, allow_negative=True)
+        return None if above is None else float(above)
 
 
 def _hull(path: Path) -> PhaseDiagram:

@@ -43,7 +43,7 @@ class Policy(Protocol):
 class Valued(Protocol):
     """A policy that says how good it finds every element."""
 
-    def values(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
+    def values(self, observations: NDArray[np.float32]) -> NDArray[np.floating]:
         """Return one logit for each action, ``(B, 88)``, of compact rows ``(B, D)``."""
 
 
