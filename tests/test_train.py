@@ -18,6 +18,7 @@ d3rlpy = pytest.importorskip("d3rlpy")
 
 from crystal_gym.agents import (  # noqa: E402
     SiteTransformer,
+    SurrogateConfig,
     TrainConfig,
     load_policy,
     rows_to_batch,
@@ -226,7 +227,7 @@ def test_bad_settings_get_one_sentence(changes, message, dataset_id, tmp_path, c
 
 def test_the_command_line_has_every_setting():
     assert {"algorithm", "target_gap", *_TRAIN_SETTINGS} == {
-        field.name for field in dataclasses.fields(TrainConfig)
+        field.name for kind in (TrainConfig, SurrogateConfig) for field in dataclasses.fields(kind)
     }
 
 
