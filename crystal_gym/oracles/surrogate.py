@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from crystal_gym.elements import EMPTY, tokens_to_symbols
 from crystal_gym.oracles.base import Filling, Properties, Status
-from crystal_gym.oracles.references import total_energy
+from crystal_gym.oracles.references import formation_energy, total_energy
 from crystal_gym.skeletons import build_skeletons
 from crystal_gym.structures import cell_from_structure
 
@@ -59,6 +60,18 @@ class SurrogateOracle:
     def fingerprint(self, elements: Iterable[str]) -> str:
         """Return what its answers depend on, for a cache: the weights."""
         return f"surrogate {self.metadata['weights_sha256']}"
+
+    def derive(self, properties: Properties, species: Sequence[str]) -> Properties:
+        """Return a stored answer with the formation energy that follows from its total energy.
+
+        Args:
+            properties: Of the same :meth:`fingerprint`.
+            species: Element of every site.
+        """
+        energy = properties.total_energy_ry
+        if energy is None:
+            return properties
+        return replace(properties, formation_energy_ev_per_atom=formation_energy(energy, species))
 
     def evaluate(self, structures: Sequence[Structure]) -> list[Properties]:
         """Return predictions for structures, in order; what is no crystal has a status."""
