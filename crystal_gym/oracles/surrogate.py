@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crystal_gym.elements import EMPTY, tokens_to_symbols
+from crystal_gym.elements import ELEMENTS, EMPTY, tokens_to_symbols
 from crystal_gym.oracles.base import Filling, Properties, Status
 from crystal_gym.oracles.references import formation_energy, total_energy
 from crystal_gym.skeletons import build_skeletons
-from crystal_gym.structures import cell_from_structure
+from crystal_gym.structures import cell_from_structure, site_symbols, to_structure
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -81,7 +81,7 @@ class SurrogateOracle:
             try:
                 cell = cell_from_structure(structure)
             except ValueError as error:
-                answers[number] = Properties(status=_status_of(error), provenance=str(error))
+                answers[number] = Properties(status=_status_of(structure), provenance=str(error))
                 continue
             cells.append(cell)
             place.append(number)
@@ -139,5 +139,11 @@ class SurrogateOracle:
         return answers
 
 
-def _status_of(error: ValueError) -> Status:
-    return Status.UNSUPPORTED_ELEMENT if "element" in str(error) else Status.GEOMETRY
+def _status_of(structure: Any) -> Status:
+    """Return why a structure is no cell: an element that is not known, else its geometry."""
+    try:
+        crystal = to_structure(structure)
+    except ValueError:
+        return Status.GEOMETRY
+    strange = crystal.is_ordered and set(site_symbols(crystal)) - {*ELEMENTS, "X", "X0"}
+    return Status.UNSUPPORTED_ELEMENT if strange else Status.GEOMETRY
