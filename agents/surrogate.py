@@ -10,13 +10,15 @@ import dataclasses
 import json
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from ase.data import covalent_radii
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ import crystal_gym
 from crystal_gym.agents.batch import GraphBatch, rows_to_batch
 from crystal_gym.agents.policy import read_weights
 from crystal_gym.agents.transformer import SiteTransformer
-from crystal_gym.elements import ELEMENTS, N_ELEMENTS
+from crystal_gym.elements import ATOMIC_NUMBERS, ELEMENTS, N_ELEMENTS
 from crystal_gym.envs.observations import finished_rows
 from crystal_gym.files import atomic_path, sha256_of
 from crystal_gym.skeletons import Skeleton
@@ -42,8 +44,10 @@ BUNDLED_SURROGATE = Path(crystal_gym.__file__).parent / "data" / "surrogate"
 """Folder of the surrogate that comes with the package; its model card is beside it."""
 
 _CHUNK = 256
-_FORMAT = 1
+_FORMAT = 2
 _CONFIG, _WEIGHTS = "config.json", "weights.pt"
+_SCALE = ":scale"
+_N_EXTENTS = 5
 _ONE_SIGMA = 68.27
 """Per cent of a normal distribution within one standard deviation."""
 
@@ -104,8 +108,9 @@ class SurrogatePrediction:
         metal_probability: Of a DFT gap of 0, ``(B,)``.
         training_distance: Mahalanobis distance of the ensemble's features to those of the
             training crystals, in units of what 99 in 100 held-out ones stay below, ``(B,)``.
-        unlike_training: Above 1, or with an element, a number of sites, a volume per site or a
-            shortest bond beyond those of the training crystals, bool ``(B,)``.
+        unlike_training: Above 1, or with an element, a number of sites, a density or a shortest
+            bond (both also in units of the atoms' radii) beyond those of the training crystals,
+            bool ``(B,)``.
     """
 
     band_gap_ev: NDArray[np.float64]
@@ -168,8 +173,8 @@ class Surrogate(nn.Module):
         self.register_buffer("feature_mean", torch.zeros(n_features))
         self.register_buffer("whitening", torch.eye(n_features))
         self.register_buffer("usual_distance", torch.ones(()))
-        self.register_buffer("lowest", torch.full((3,), -math.inf))
-        self.register_buffer("highest", torch.full((3,), math.inf))
+        self.register_buffer("lowest", torch.full((_N_EXTENTS,), -math.inf))
+        self.register_buffer("highest", torch.full((_N_EXTENTS,), math.inf))
         self.register_buffer("elements", torch.ones(N_ELEMENTS + 1))
 
     @torch.no_grad()
@@ -295,15 +300,59 @@ class _Said:
 
 
 def _extent(batch: GraphBatch) -> Tensor:
-    """Return number of sites, volume per site (Å^3) and shortest bond (Å), ``(B, 3)``."""
+    """Return what a crystal's size and density are judged by, ``(B, 5)``.
+
+    Number of sites; volume per site (Å^3); shortest bond (Å); the shortest bond over the sum of the
+    covalent radii of its atoms; and the volume over the sum of their cubes. The last two know that
+    what is usual between hydrogen atoms is far too close for caesium.
+    """
     n_sites = batch.n_nodes.float()
     lengths, angles = batch.lattice[:, :3], torch.deg2rad(batch.lattice[:, 3:])
     cos = angles.cos()
     root = 1.0 + 2.0 * cos.prod(1) - cos.square().sum(1)
     volume = lengths.prod(1) * root.clamp(min=0.0).sqrt()
-    shortest = torch.full_like(volume, math.inf)
+    radius = _radii(batch.lattice.device).index_select(0, batch.element_token)
+    filled = torch.zeros_like(volume).index_add_(0, batch.node_graph, radius**3)
+    shortest, closest = (torch.full_like(volume, math.inf) for _ in range(2))
     shortest.scatter_reduce_(0, batch.edge_graph, batch.edge_length, "amin")
-    return torch.stack([n_sites, volume / n_sites.clamp(min=1.0), shortest], 1)
+    touching = radius.index_select(0, batch.source) + radius.index_select(0, batch.target)
+    closest.scatter_reduce_(0, batch.edge_graph, batch.edge_length / touching, "amin")
+    per_site = volume / n_sites.clamp(min=1.0)
+    return torch.stack([n_sites, per_site, shortest, closest, volume / filled], 1)
+
+
+@lru_cache(maxsize=8)
+def _radii(device: torch.device) -> Tensor:
+    """Return the covalent radius (Å) by element token; Cordero et al., doi 10.1039/b801115j."""
+    known = covalent_radii[ATOMIC_NUMBERS]
+    return torch.tensor([1.0, *known], dtype=torch.float32, device=device)
+
+
+def in_eight_bits(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights for a small file: matrices as whole numbers, a scale for each row beside them.
+
+    What is no matrix of a network is small; it stays, in 16 bits where it is a network's.
+    """
+    small = {}
+    for name, tensor in weights.items():
+        if not name.startswith("members."):
+            small[name] = tensor
+        elif tensor.ndim == 2 and tensor.shape[1] > 1:
+            scale = tensor.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127.0
+            small[name] = (tensor / scale).round().to(torch.int8)
+            small[name + _SCALE] = scale
+        else:
+            small[name] = tensor.half()
+    return small
+
+
+def _in_full(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights that :func:`in_eight_bits` made small; others as they are."""
+    return {
+        name: tensor * weights[name + _SCALE] if name + _SCALE in weights else tensor
+        for name, tensor in weights.items()
+        if not name.endswith(_SCALE)
+    }
 
 
 def save_surrogate(
@@ -371,7 +420,7 @@ def load_surrogate(
         )
     weights = read_weights(folder / _WEIGHTS, "save_surrogate()")
     try:
-        surrogate.load_state_dict(weights)
+        surrogate.load_state_dict(_in_full(weights))
     except RuntimeError as error:
         raise ValueError(
             f"{folder / _WEIGHTS} does not fit the network in {_CONFIG}: expected weights of the "

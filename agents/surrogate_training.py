@@ -92,7 +92,7 @@ class SurrogateConfig:
 
     dataset: str = "crystal-mp20-v0"
     held_out: float = 0.08
-    members: int = 3
+    members: int = 4
     width: int = 96
     layers: int = 4
     heads: int = 6

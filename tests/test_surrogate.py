@@ -13,9 +13,12 @@ from pymatgen.core import Lattice, Structure
 
 torch = pytest.importorskip("torch", reason="the surrogate needs the extra `agents`")
 
+from crystal_gym.agents import rows_to_batch  # noqa: E402
 from crystal_gym.agents.surrogate import (  # noqa: E402
     BUNDLED_SURROGATE,
     Surrogate,
+    _extent,
+    in_eight_bits,
     load_surrogate,
     save_surrogate,
 )
@@ -28,6 +31,8 @@ from crystal_gym.cli import main  # noqa: E402
 from crystal_gym.datasets.build import build_mini  # noqa: E402
 from crystal_gym.datasets.replay import load_trajectories  # noqa: E402
 from crystal_gym.elements import ELEMENTS  # noqa: E402
+from crystal_gym.envs.observations import finished_rows  # noqa: E402
+from crystal_gym.files import sha256_of  # noqa: E402
 from crystal_gym.oracles import (  # noqa: E402
     CachedOracle,
     ChainOracle,
@@ -40,7 +45,8 @@ from crystal_gym.oracles import (  # noqa: E402
 )
 from crystal_gym.oracles.references import formation_energy  # noqa: E402
 from crystal_gym.sets import load_skeletons  # noqa: E402
-from crystal_gym.structures import site_symbols  # noqa: E402
+from crystal_gym.skeletons import build_skeletons  # noqa: E402
+from crystal_gym.structures import cell_from_structure, site_symbols  # noqa: E402
 
 TINY = {
     "dataset": "crystal-mini-v0",
@@ -154,6 +160,41 @@ def test_files_hold_no_pickles_and_come_back(trained, tmp_path):
     assert metadata["settings"]["dataset"] == "crystal-mini-v0"
 
 
+def test_eight_bits_keep_what_is_said(trained, mini, tmp_path):
+    surrogate, _ = load_surrogate(trained[0])
+    folder = tmp_path / "small"
+    save_surrogate(surrogate, folder)
+    torch.save(in_eight_bits(surrogate.state_dict()), folder / "weights.pt")
+    config = json.loads((folder / "config.json").read_text())
+    config["weights_sha256"] = sha256_of(folder / "weights.pt")
+    (folder / "config.json").write_text(json.dumps(config))
+    again, _ = load_surrogate(folder)
+    rows = LabelledCrystals.of_trajectories(mini).rows
+    found, exact = again.predict(rows), surrogate.predict(rows)
+    for name, most in (("band_gap_ev", 0.1), ("formation_energy_ev_per_atom", 0.03)):
+        change = np.abs(getattr(found, name) - getattr(exact, name))
+        assert 0 < change.mean() < most, name
+    np.testing.assert_allclose(found.band_gap_std_ev, exact.band_gap_std_ev, rtol=0.2)
+
+
+def test_what_is_too_close_depends_on_the_elements(trained):
+    batch = rows_to_batch(
+        torch.from_numpy(
+            finished_rows(
+                [s := build_skeletons([cell_from_structure(rocksalt(a=5.64))])[0][0]] * 2,
+                [s.reference, np.where(s.reference == s.reference[0], 1, 55).astype(np.int16)],
+            )
+        )
+    )
+    _, _, shortest, of_radii, of_volume = _extent(batch).T
+    assert shortest[0] == pytest.approx(2.82, abs=1e-3)
+    assert shortest[1] == shortest[0]
+    # Cordero's radii: Na 1.66, Cl 1.02 Å; the cell of two atoms has a quarter of the cube.
+    assert of_radii[0] == pytest.approx(2.82 / (1.66 + 1.02), rel=1e-4)
+    assert of_volume[0] == pytest.approx(5.64**3 / 4 / (1.66**3 + 1.02**3), rel=1e-4)
+    assert of_radii[1] != of_radii[0]
+
+
 def test_damaged_files_are_explained(trained, tmp_path):
     surrogate, _ = load_surrogate(trained[0])
     for damage, message in (
@@ -168,8 +209,6 @@ def test_damaged_files_are_explained(trained, tmp_path):
     save_surrogate(surrogate, tmp_path / "s")
     (tmp_path / "s" / "weights.pt").write_bytes(pickle.dumps(print, protocol=2))
     config = json.loads((tmp_path / "s" / "config.json").read_text())
-    from crystal_gym.files import sha256_of
-
     config["weights_sha256"] = sha256_of(tmp_path / "s" / "weights.pt")
     (tmp_path / "s" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="could run code"):
@@ -249,10 +288,15 @@ def test_numbering_cell_and_company_do_not_matter(oracle):
 
 def test_one_bad_structure_spoils_no_batch(oracle):
     overlapping = Structure(Lattice.cubic(4), ["Na", "Cl"], [[0, 0, 0], [0, 0, 0.01]])
+    mixed = Structure(Lattice.cubic(4.2), [{"Na": 0.5, "K": 0.5}, "Cl"], [[0] * 3, [0.5] * 3])
     strange = Structure(Lattice.cubic(3), ["Po"], [[0, 0, 0]])
-    found = oracle.evaluate([overlapping, rocksalt(), strange])
-    statuses = [f.status for f in found]
-    assert statuses == [Status.GEOMETRY, Status.OK, Status.UNSUPPORTED_ELEMENT]
+    found = oracle.evaluate([overlapping, rocksalt(), strange, mixed])
+    assert [f.status for f in found] == [
+        Status.GEOMETRY,
+        Status.OK,
+        Status.UNSUPPORTED_ELEMENT,
+        Status.GEOMETRY,  # though what is wrong with it speaks of elements
+    ]
     assert "Po" in found[2].provenance
     assert oracle.evaluate([]) == []
     skeleton = load_skeletons("mini")[0]
