@@ -25,6 +25,7 @@ from crystal_gym.evaluation.report import markdown_table
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullFormatter
 
 KINDS = ("gap (eV)", "formation energy (eV/atom)")
 
@@ -129,11 +130,14 @@ def draw(values: np.ndarray, labels: np.ndarray, result: dict, path: Path) -> No
         axis.set_aspect("equal")
     for kind, marker in zip(KINDS, "os", strict=True):
         bins = result["calibration"][kind]["bins"]
-        said = [b["mean_predicted_std"] for b in bins]
-        axes[2].loglog(said, [b["error_at_68"] for b in bins], marker + "-", label=kind)
+        said, found = np.array([[b["mean_predicted_std"], b["error_at_68"]] for b in bins]).T
+        # Sure metals, whose errors are 0, have no place on a logarithmic axis.
+        axes[2].loglog(said[found > 0], found[found > 0], marker + "-", label=kind)
     ends = axes[2].get_xlim()
     axes[2].plot(ends, ends, color="#888888", linewidth=1, label="perfectly calibrated")
     axes[2].set(xlabel="predicted standard deviation", ylabel="error that 68.3% stay below")
+    for axis in (axes[2].xaxis, axes[2].yaxis):
+        axis.set_minor_formatter(NullFormatter())
     axes[2].legend(frameon=False)
     figure.savefig(path, dpi=110)
 
