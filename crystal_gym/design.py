@@ -32,7 +32,7 @@ from crystal_gym.oracles.base import Filling, FillingOracle, Properties, Status
 from crystal_gym.rewards import FormationReward
 from crystal_gym.skeletons import Skeleton, SkeletonSet, build_skeletons
 from crystal_gym.structures import cell_from_structure, site_symbols, to_structure
-from crystal_gym.validity import charge_assignment, electronegativity
+from crystal_gym.validity import are_common, charge_assignment, electronegativity
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -79,8 +79,8 @@ class DesignSettings:
         isostructural: Sites that are equivalent by the symmetry of the source crystal get the same
             element; else each site is filled by itself.
         neutral: Only compositions that pass SMACT (smact14).
-        rank: ``reward``, what the oracle's predictions lead to expect, or ``likelihood``, the
-            policy's own.
+        rank: ``reward``, what the oracle's predictions lead to expect, those with common
+            oxidation states first; or ``likelihood``, the policy's own.
         width: Of the beam.
         samples: Fillings drawn beside the beam.
         seed: Of the draws.
@@ -272,6 +272,7 @@ class Candidate:
         tokens: Elements in the skeleton's numbering, int16 ``(n_sites,)``.
         formula: Reduced formula, elements by electronegativity.
         charges: Oxidation states by symbol; None where the composition is not valid (smact14).
+        common: Whether all of these states are common for their elements.
         novel: Whether the policy's training data hold no crystal of this formula.
         log_probability: Of the policy, the best along the searches that found it.
         predicted: What the oracle says, with standard deviations in ``details`` where it knows.
@@ -285,6 +286,7 @@ class Candidate:
     tokens: NDArray[np.int16]
     formula: str
     charges: dict[str, int] | None
+    common: bool
     novel: bool
     log_probability: float
     predicted: Properties
@@ -300,6 +302,8 @@ def design(
     policy: Valued,
     oracle: FillingOracle,
     known: Container[str] = (),
+    *,
+    conditional: bool = True,
 ) -> list[Candidate]:
     """Return the best candidates, the best first; no two are the same crystal.
 
@@ -309,6 +313,7 @@ def design(
         policy: Proposes.
         oracle: Predicts.
         known: Reduced formulas of the policy's training data.
+        conditional: Whether the policy takes a target; the rank has one either way.
 
     Raises:
         ValueError: If the settings leave nothing that could be proposed.
@@ -329,8 +334,9 @@ def design(
         "mask": neutral.rows if settings.neutral else settings.elements,
     }
     found: dict[bytes, tuple[float, NDArray[np.int16]]] = {}
-    for number, aim in enumerate(settings.aims):
-        share = max(1, settings.samples // len(settings.aims))
+    aims = settings.aims if conditional else (None,)
+    for number, aim in enumerate(aims):
+        share = max(1, settings.samples // len(aims))
         seed = settings.seed + number
         for candidates in (
             beam_search(policy, problem.skeletons, target_gap=aim, width=settings.width, **common),
@@ -366,11 +372,13 @@ def _candidate(
     known: Container[str],
 ) -> Candidate:
     counts = formula_counts(tokens)
+    charges = charge_assignment(counts)
     reward, hit = expectations(predicted, settings)
     return Candidate(
         tokens=tokens,
         formula=_written(counts),
-        charges=charge_assignment(counts),
+        charges=charges,
+        common=charges is not None and are_common(charges),
         novel=reduced_formula(tokens) not in known,
         log_probability=log_probability,
         predicted=predicted,
@@ -386,13 +394,19 @@ def _written(counts: Mapping[str, int]) -> str:
     return "".join(f"{s}{n if (n := counts[s] // divisor) > 1 else ''}" for s in order)
 
 
-def _rank(candidate: Candidate, rank: str) -> tuple[float, float]:
-    """Return what candidates are sorted by: the lowest first, those without prediction last."""
+def _rank(candidate: Candidate, rank: str) -> tuple[bool, float, float]:
+    """Return what candidates are sorted by: the lowest first.
+
+    An oracle that has learned from real compounds knows little of Ca+ or of alloys: by reward,
+    candidates with common oxidation states come first, those without a prediction last.
+    """
     likelihood = -candidate.log_probability
     if rank == "likelihood":
-        return likelihood, 0.0
+        return False, likelihood, 0.0
     reward = candidate.expected_reward
-    return (math.inf if reward is None else -reward), likelihood
+    if reward is None:
+        return True, math.inf, likelihood
+    return not candidate.common, -reward, likelihood
 
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(31)

@@ -42,7 +42,8 @@ def design_compounds(options: argparse.Namespace) -> str:
         )
     surrogate = SurrogateOracle(options.surrogate)
     known = KnownFormulas.bundled() if options.policy is None else _known(policy.metadata)
-    candidates = design(problem, settings, policy, surrogate, known)
+    conditional = _takes_target(policy.metadata)
+    candidates = design(problem, settings, policy, surrogate, known, conditional=conditional)
     dft = None
     if options.relax:
         candidates = _relaxed(problem, candidates, options)
@@ -74,7 +75,8 @@ def design_compounds(options: argparse.Namespace) -> str:
     return (
         f"{_text_table(results['candidates'])}\n\n"  # type: ignore[arg-type]
         f"{problem.name}: {len(candidates)} candidates for {_goal(settings)}; predicted values are "
-        "a surrogate's (one standard deviation), not DFT; ! is unlike its training data\n"
+        "a surrogate's (one standard deviation), not DFT; !: unlike its training data; "
+        "?: an unusual oxidation state\n"
         f"{page}, design.json and {len(cifs)} CIF files beside it"
     )
 
@@ -131,6 +133,14 @@ def _known(metadata: Mapping[str, Any]) -> Container[str]:
     if dataset not in minari.list_local_datasets():
         return KnownFormulas.bundled()
     return compositions(load_trajectories(dataset).finished)
+
+
+def _takes_target(metadata: Mapping[str, Any]) -> bool:
+    """Return whether a policy was trained with targets, which one that does not say so was."""
+    from crystal_gym.agents.training import TrainConfig
+
+    settings = metadata.get("settings")
+    return settings is None or TrainConfig.from_dict(settings).targets is not None
 
 
 def _goal(settings: DesignSettings) -> str:
@@ -210,6 +220,7 @@ def _as_json(problem: DesignProblem, candidate: Candidate, rank: int, cif: str) 
         "rank": rank,
         "formula": candidate.formula,
         "charges": candidate.charges,
+        "common_charges": candidate.common,
         "novel": candidate.novel,
         "log_probability": candidate.log_probability,
         "expected_reward": candidate.expected_reward,
@@ -250,7 +261,7 @@ def _text_table(candidates: list[dict[str, Any]]) -> str:
         p, dft, hit = c["predicted"], c["calculated"], c["hit_probability"]
         row = [
             f"{c['rank']:3d} {c['formula']}{' !' if p['unlike_training'] else ''}",
-            charges_text(c["charges"]),
+            charges_text(c["charges"], c["common_charges"]),
             "yes" if c["novel"] else "no",
             with_error(p["band_gap_ev"], p["band_gap_std_ev"]),
             "–" if hit is None else f"{100 * hit:.0f}%",

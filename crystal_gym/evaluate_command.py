@@ -55,7 +55,7 @@ from crystal_gym.evaluation.study import (
 )
 from crystal_gym.evaluation.tables import all_tables, tables
 from crystal_gym.files import DAMAGED_NPZ, atomic_path, open_npz, save_npz, sha256_of
-from crystal_gym.oracles import Oracle
+from crystal_gym.oracles import Oracle, TableOracle
 
 __all__ = ["EvaluationConfig", "evaluate_policies", "write_report"]
 
@@ -355,7 +355,7 @@ def _made(
             "crystal_gym": version("crystal-gym"),
         }
     )
-    asked = json.dumps([config.oracle, oracle_label(oracle), _digest_of_file(config.oracle)])
+    asked = json.dumps([config.oracle, oracle_label(oracle), _content(oracle)])
     stored = _stored(path, made_by)
     if "tokens" not in stored:
         if progress:
@@ -398,10 +398,19 @@ def _digest(task: Task) -> str:
     return digest.hexdigest()[:16]
 
 
-def _digest_of_file(oracle: str) -> str | None:
-    path = Path(oracle)
-    path = path / "table.npz" if path.is_dir() else path
-    return sha256_of(path) if path.is_file() else None
+def _content(oracle: Oracle) -> str | None:
+    """Return a hash of what an oracle answers from: a table's labels, a surrogate's weights.
+
+    Without it a surrogate that was trained again would leave the old predictions in place. What is
+    calculated, and oracles of the user, are taken to answer the same each time.
+    """
+    if isinstance(oracle, TableOracle):
+        digest = hashlib.sha256()
+        for column in ("tokens", "status", "band_gap_ev", "formation_energy_ev_per_atom"):
+            digest.update(np.ascontiguousarray(getattr(oracle.table, column)).tobytes())
+        return digest.hexdigest()
+    weights: str | None = getattr(oracle, "metadata", {}).get("weights_sha256")
+    return weights
 
 
 def _save_crystals(path: Path, judge: Judge) -> None:

@@ -21,6 +21,7 @@ from functools import cache, lru_cache
 
 __all__ = [
     "STATE_SETS",
+    "are_common",
     "charge_assignment",
     "electronegativity",
     "is_metal",
@@ -89,6 +90,16 @@ def charge_assignment(counts: Mapping[str, int]) -> dict[str, int] | None:
     cuts = {electronegativity(symbol) for symbol in counts} - {None}
     found = (_likeliest_below(counts, cut) for cut in cuts if cut is not None)
     return max((f for f in found if f is not None), key=lambda f: f[0])[1]
+
+
+def are_common(charges: Mapping[str, int]) -> bool:
+    """Return whether every element has a state that is common for it, as pymatgen lists them.
+
+    Neutral atoms, as in alloys and pure elements, have none.
+    """
+    from pymatgen.core import Element
+
+    return all(n in Element(symbol).common_oxidation_states for symbol, n in charges.items())
 
 
 def _likeliest_below(

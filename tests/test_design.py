@@ -62,8 +62,12 @@ def test_candidates_are_valid_unique_and_sorted():
     assert len(candidates) == 20
     names = {problem.skeleton.canonical_tokens(c.tokens) for c in candidates}
     assert len(names) == 20
-    rewards = [c.expected_reward for c in candidates if c.expected_reward is not None]
-    assert rewards == sorted(rewards, reverse=True)
+    for common in (True, False):
+        some = [c.expected_reward for c in candidates if c.common is common]
+        rewards = [r for r in some if r is not None]
+        assert rewards == sorted(rewards, reverse=True)
+    common = [c.common for c in candidates if c.expected_reward is not None]
+    assert common == sorted(common, reverse=True)
     for candidate in candidates:
         assert smact_valid(formula_counts(candidate.tokens))
         charges = candidate.charges
@@ -176,6 +180,13 @@ def test_a_range_asks_for_several_targets_and_counts_its_inside():
         outside = max(1.0 - gap, 0.0, gap - 2.0)
         expected = energy + 10 * np.exp(-(outside**2) / 3)
         assert candidate.expected_reward == pytest.approx(expected)
+
+
+def test_an_unconditional_policy_is_given_no_target():
+    policy, problem = Noise(), DesignProblem.of(wurtzite())
+    candidates = design(problem, settings(), policy, MeanNumber(), conditional=False)
+    assert policy.targets == {0.0}  # the column of a row without a target
+    assert all(c.hit_probability is not None for c in candidates)
 
 
 def test_novelty_is_that_of_the_training_data():

@@ -13,6 +13,8 @@ from crystal_gym import evaluate_command
 from crystal_gym.cli import main
 from crystal_gym.datasets.build import build_mini
 from crystal_gym.evaluate_command import EvaluationConfig, evaluate_policies
+from crystal_gym.evaluation import Task
+from crystal_gym.oracles import Properties
 
 COMMON = ["--dataset", "crystal-mini-v0", "--oracle", "table", "--crystals", "12"]
 COMMON += ["--targets", "1", "3", "--resamples", "50"]
@@ -92,6 +94,47 @@ def test_an_interrupted_evaluation_goes_on(tmp_path, monkeypatch, capsys):
     made.clear()
     assert evaluate_policies(config, tmp_path / "cut", progress=False) == whole
     assert made == []
+
+
+class FixedSurrogate:
+    """Says one gap of everything."""
+
+    def __init__(self, gap, weights):
+        self.gap, self.metadata = gap, {"weights_sha256": weights}
+
+    def evaluate(self, structures):
+        return [Properties(band_gap_ev=self.gap) for _ in structures]
+
+
+@pytest.mark.usefixtures("mini")
+def test_a_surrogate_that_was_trained_again_is_asked_again(tmp_path, monkeypatch):
+    config = EvaluationConfig(
+        dataset="crystal-mini-v0", crystals=5, targets=(1.0, 3.0), resamples=5
+    )
+    seen, made = [], []
+    draw = evaluate_command.RandomBalanced.__call__
+    monkeypatch.setattr(
+        evaluate_command.RandomBalanced,
+        "__call__",
+        lambda self, task, target: made.append(1) or draw(self, task, target),
+    )
+    for gap, weights in ((1.0, "first"), (3.0, "second")):
+        oracle = FixedSurrogate(gap, weights)
+        monkeypatch.setattr(evaluate_command, "make_oracle", lambda *_, oracle=oracle: oracle)
+        text = evaluate_policies(config, tmp_path, progress=False)
+        assert "(surrogate, not DFT)" in text
+        results = json.loads((tmp_path / "results.json").read_text("utf-8"))
+        seen.append({r["measures"]["mean_gap_ev"][0] for r in results["designs"]})
+    assert seen == [{1.0}, {3.0}]
+    assert len(made) == 1  # the designs themselves are those that were there
+
+
+def test_a_policy_of_the_published_order_is_judged_in_canonical_numbering(trajectories):
+    task = Task.of_trajectories(trajectories).first_orders()
+    leaked = evaluate_command._in_source_order(
+        lambda theirs, _: theirs.reference, trajectories, task.rows(np.arange(1, len(task))), None
+    )
+    np.testing.assert_array_equal(leaked, task.reference[1:])
 
 
 @pytest.mark.usefixtures("mini")

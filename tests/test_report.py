@@ -40,6 +40,7 @@ def results():
                 "rank": rank,
                 "formula": "".join(symbols[:2]) + "O3",
                 "charges": {symbols[0]: 2, symbols[1]: 4, "O": -2},
+                "common_charges": rank == 1,
                 "novel": rank == 2,
                 "log_probability": -1.0,
                 "expected_reward": 9.0,
@@ -161,4 +162,5 @@ def test_charges_read_as_chemists_write_them():
     assert charges_text({"O": -2, "Ti": 4, "Sr": 2}) == "Ti4+ Sr2+ O2−"
     assert charges_text({"Na": 1, "Cl": -1}) == "Na+ Cl−"
     assert charges_text({"Cu": 0}) == "Cu0"
+    assert charges_text({"Ca": 1, "F": -1}, common=False) == "? Ca+ F−"
     assert charges_text(None) == "none"

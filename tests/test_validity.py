@@ -63,8 +63,11 @@ def test_no_atoms_is_refused(counts):
 
 
 def test_charge_assignments_are_neutral_and_usual():
-    from crystal_gym.validity import charge_assignment
+    from crystal_gym.validity import are_common, charge_assignment
 
+    assert are_common({"Ba": 2, "Ti": 4, "O": -2})
+    assert not are_common({"Ca": 1, "Ta": 5, "O": -2})
+    assert not are_common({"Cu": 0, "Al": 0})
     for counts, expected in (
         ({"Na": 1, "Cl": 1}, {"Na": 1, "Cl": -1}),
         ({"Ba": 1, "Ti": 1, "O": 3}, {"Ba": 2, "Ti": 4, "O": -2}),

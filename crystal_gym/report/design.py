@@ -96,7 +96,7 @@ def _table(candidates: list[Mapping[str, Any]]) -> str:
         row = [
             str(c["rank"]),
             name,
-            html.escape(charges_text(c["charges"])),
+            html.escape(charges_text(c["charges"], c["common_charges"])),
             "yes" if c["novel"] else "no",
             with_error(p["band_gap_ev"], p["band_gap_std_ev"]),
             _percent(c["hit_probability"]),
@@ -129,7 +129,8 @@ def _notes(results: Mapping[str, Any]) -> str:
         "perfect hit at a formation energy of 0.",
         "New: no crystal of this formula among the policy's training data.",
         "Charges: one oxidation state an element that makes the composition neutral (SMACT, "
-        "smact14); 'none' where there is none.",
+        "smact14); 'none' where there is none, ? where one of them is unusual: such candidates "
+        "come after the others, since the surrogate has hardly seen any.",
         "!: the structure is unlike the surrogate's training data, so its error bars mean little.",
     ]
     return "<ul>" + "".join(f"<li>{html.escape(i)}</li>" for i in items) + "</ul>"
@@ -242,11 +243,11 @@ def _formula(formula: str) -> str:
     return out.replace("</sub><sub>", "")
 
 
-def charges_text(charges: Mapping[str, int] | None) -> str:
-    """Return oxidation states as chemists write them: ``Sr2+ Ti4+ O2−``."""
+def charges_text(charges: Mapping[str, int] | None, common: bool = True) -> str:
+    """Return oxidation states as chemists write them: ``Sr2+ Ti4+ O2−``, ``?`` if unusual."""
     if charges is None:
         return "none"
-    return " ".join(
+    return ("" if common else "? ") + " ".join(
         f"{symbol}{abs(n) if abs(n) > 1 else ''}{'+' if n > 0 else '−'}" if n else f"{symbol}0"
         for symbol, n in sorted(charges.items(), key=lambda c: -c[1])
     )
