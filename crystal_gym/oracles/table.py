@@ -208,8 +208,8 @@ def load_table(source: Path | str) -> PropertyTable:
     if not path.exists() or not path.with_name("skeletons.npz").exists():
         raise ValueError(
             f"oracle={str(source)!r} is neither a known table nor an existing path: expected "
-            f"one of table, espresso, surrogate, {', '.join([*BUNDLED, *DATASETS])}, or a table.npz beside "
-            "its skeletons.npz"
+            f"one of table, espresso, surrogate, {', '.join([*BUNDLED, *DATASETS])}, or a "
+            "table.npz beside its skeletons.npz"
         )
     return _load_unchanged(path, path.stat().st_mtime_ns)
 
