@@ -355,7 +355,8 @@ def _made(
             "crystal_gym": version("crystal-gym"),
         }
     )
-    asked = json.dumps([config.oracle, oracle_label(oracle), _content(oracle)])
+    columns_asked = [f.name for f in dataclasses.fields(PropertyColumns)]
+    asked = json.dumps([config.oracle, oracle_label(oracle), _content(oracle), columns_asked])
     stored = _stored(path, made_by)
     if "tokens" not in stored:
         if progress:

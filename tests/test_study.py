@@ -53,7 +53,8 @@ def designed(task, seed, failures=0.3):
     gaps = np.where(ok, generator.choice([0.0, 0.9, 1.1, 2.9, 3.2, 7.0], len(task)), np.nan)
     energies = np.where(ok, generator.normal(-1, 1, len(task)), np.nan)
     status = np.where(ok, "ok", "not_converged")
-    return Design(tokens, None, PropertyColumns(status, gaps, energies))
+    unlike = generator.random(len(task)) < 0.2
+    return Design(tokens, None, PropertyColumns(status, gaps, energies, unlike))
 
 
 def values(statistics, n):
@@ -95,6 +96,7 @@ def test_measures_of_a_design_by_a_plain_count(task, judge, seed):
     assert found["mean_gap_ev"] == pytest.approx(sum(gaps) / len(gaps))
     assert found["mean_formation_energy_ev_per_atom"] == pytest.approx(np.mean(energies))
     assert found["metals"] == pytest.approx(gaps.count(0.0) / len(gaps))
+    assert found["unlike_training"] == pytest.approx(design.properties.unlike_training.mean())
     # A failure is no gap above the bound: it counts among all, as a miss.
     assert found["kappa"] == pytest.approx(sum(g > judge.rare_gap_ev for g in gaps) / crystals)
     assert found["emd_gap_ev"] == pytest.approx(wasserstein_distance(gaps, judge.band_gap_ev))
@@ -150,7 +152,10 @@ def test_measures_over_targets_by_a_plain_count(task, judge):
 
 def test_source_crystals_are_the_ceiling(task, judge):
     columns = PropertyColumns(
-        np.full(len(task), "ok"), judge.band_gap_ev, judge.formation_energy_ev_per_atom
+        np.full(len(task), "ok"),
+        judge.band_gap_ev,
+        judge.formation_energy_ev_per_atom,
+        np.zeros(len(task), bool),
     )
     found = values(statistics_of_design(Design(task.reference, None, columns), judge), len(task))
     for name in ("accuracy", "similarity", "exact_match", "macro_accuracy", "success"):

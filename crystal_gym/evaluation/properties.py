@@ -48,11 +48,14 @@ class PropertyColumns:
         status: Values of :class:`crystal_gym.oracles.Status`, str ``(B,)``.
         band_gap_ev: float64 ``(B,)``, NaN where there is none.
         formation_energy_ev_per_atom: float64 ``(B,)``, NaN where there is none.
+        unlike_training: Which designs a surrogate calls unlike its training data, bool ``(B,)``;
+            none for other oracles.
     """
 
     status: NDArray[np.str_]
     band_gap_ev: NDArray[np.float64]
     formation_energy_ev_per_atom: NDArray[np.float64]
+    unlike_training: Bools
 
     def __len__(self) -> int:
         return len(self.status)
@@ -79,6 +82,9 @@ class PropertyColumns:
             status=np.array([str(p.status) for p in found], dtype=np.str_),
             band_gap_ev=column("band_gap_ev"),
             formation_energy_ev_per_atom=column("formation_energy_ev_per_atom"),
+            unlike_training=np.array(
+                [bool(p.details.get("unlike_training", False)) for p in found], dtype=np.bool_
+            ),
         )
 
 

@@ -150,6 +150,7 @@ def statistics_of_design(design: Design, judge: Judge) -> dict[str, Statistic]:
             found.formation_energy_ev_per_atom, judge.formation_energy_ev_per_atom
         ),
         "metals": ratio(found.has_gap & _below(found.band_gap_ev, METAL_BELOW_EV), found.has_gap),
+        "unlike_training": ratio(found.unlike_training),
         "kappa": ratio(found.has_gap & ~_below(found.band_gap_ev, judge.rare_gap_ev)),
     }
     for column, k in enumerate(TOP_K):

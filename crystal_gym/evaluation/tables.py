@@ -50,6 +50,7 @@ _PROPERTIES = (
     _Column("emd_formation_energy_ev_per_atom", "EMD of E_form (eV/atom)", 1.0, 2),
     _Column("metals", "metals %"),
     _Column("kappa", "kappa %"),
+    _Column("unlike_training", "unlike the surrogate's training %"),
 )
 _AT_TARGET = (
     _Column("nu", "nu: gap within 0.25 eV, %,"),

@@ -53,7 +53,7 @@ def evaluation_report(
         page.section(heading, page.table(rows[0], _escaped(rows[1:]), _BRACKETS))
         for heading, rows in tables
     ]
-    policies = [d for d in designs if _kind(results, d[0]) == "policy"]
+    policies = [d for d in designs if d[0] in _shown(results) and _is_policy(results, d[0])]
     sections += [
         page.section("In range and out of distribution", *_bars(results)),
         page.section("Distributions", *_distributions(results, crystals, policies)),
@@ -82,13 +82,21 @@ def _escaped(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     return [[html.escape(cell) for cell in row] for row in rows]
 
 
-def _kind(results: Mapping[str, Any], method: str) -> str:
-    return next(str(row["kind"]) for row in results["designs"] if row["method"] == method)
+def _is_policy(results: Mapping[str, Any], method: str) -> bool:
+    return any(r["kind"] == "policy" for r in results["designs"] if r["method"] == method)
+
+
+def _shown(results: Mapping[str, Any]) -> list[str]:
+    """Return the methods that figures show: of runs that differ in their seed, the first."""
+    first: dict[str, str] = {}
+    for row in results["designs"]:
+        first.setdefault(row["family"] or row["method"], row["method"])
+    return list(first.values())
 
 
 def _bars(results: Mapping[str, Any]) -> list[str]:
     oracle = results["oracle"]
-    methods = list(dict.fromkeys(row["method"] for row in results["at_target"]))
+    methods = _shown(results)
     traces = []
     for method in methods:
         rows = [r for r in results["at_target"] if r["method"] == method]
@@ -108,9 +116,11 @@ def _bars(results: Mapping[str, Any]) -> list[str]:
             "xaxis": {"type": "category"},
         },
         f"Share of designs whose gap lies within 0.25 eV of each target ({oracle}). Methods that "
-        "take no target have the same designs at all of them.",
+        "take no target have the same designs at all of them. Of runs that differ in their seed "
+        "alone the first is shown. Random and majority designs are mostly unlike what a surrogate "
+        "has learned from: see the column for that above.",
     )
-    rows = results["designs"]
+    rows = [row for row in results["designs"] if row["method"] in methods]
     names = [_named(r["method"], r["target_ev"]) for r in rows]
     kappa = page.figure(
         [
@@ -153,9 +163,10 @@ def _distributions(
     policies: Sequence[tuple[str, float | None, Arrays]],
 ) -> list[str]:
     out = []
-    for column, label, unit, edges in (
-        ("band_gap_ev", "Band gaps", "eV", np.linspace(0, 8, 33)),
-        ("formation_energy_ev_per_atom", "Formation energies", "eV/atom", np.linspace(-5, 1, 31)),
+    energy = "formation_energy_ev_per_atom"
+    for column, label, axis, edges in (
+        ("band_gap_ev", "Band gaps", "band gap (eV)", np.linspace(0, 8, 33)),
+        (energy, "Formation energies", "formation energy (eV/atom)", np.linspace(-5, 1, 31)),
     ):
         traces = [_histogram(crystals[column], edges, "source crystals (DFT)", "dot")]
         for method, target, arrays in policies:
@@ -164,7 +175,7 @@ def _distributions(
             page.figure(
                 traces,
                 {
-                    "xaxis": {"title": {"text": f"{label.lower()[:-1]} ({unit})"}},
+                    "xaxis": {"title": {"text": axis}},
                     "yaxis": {"title": {"text": "share of crystals (%)"}},
                 },
                 f"{label} of designs ({results['oracle']}) and of source crystals (DFT labels). "

@@ -6,8 +6,10 @@
     modeBarButtonsToRemove: ["select2d", "lasso2d"] };
   // Wong's colours, which the colour-blind tell apart, lightened where they are dark on dark.
   const palette = () => dark.matches
-    ? ["#56b4e9", "#e69f00", "#2fc79b", "#f08a5d", "#d9a0c6", "#f0e442", "#8fb8de", "#c8c8c8"]
-    : ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b37700", "#56b4e9", "#7f6a00", "#555555"];
+    ? ["#56b4e9", "#e69f00", "#2fc79b", "#f08a5d", "#d9a0c6", "#f0e442", "#8fb8de", "#c8c8c8",
+        "#d46a92", "#5fb3a8"]
+    : ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b37700", "#56b4e9", "#7f6a00", "#555555",
+        "#882255", "#44aa99"];
 
   async function unpackPlotly() {
     const text = document.getElementById("plotly").textContent.trim();

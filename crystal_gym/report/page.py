@@ -119,8 +119,9 @@ def figure(data: Sequence[Mapping[str, Any]], layout: Mapping[str, Any], caption
     """
     spec = _script_json({"data": list(data), "layout": dict(layout)})
     label = html.escape(caption)
+    height = f' style="height:{layout["height"]}px"' if "height" in layout else ""
     return (
-        f'<figure><div class="plot" role="img" aria-label="{label}">'
+        f'<figure><div class="plot" role="img" aria-label="{label}"{height}>'
         f'<script type="application/json">{spec}</script></div>'
         f"<figcaption>{label}</figcaption></figure>"
     )
