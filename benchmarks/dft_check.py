@@ -8,7 +8,7 @@ the c-CQL policy under the charge-neutral mask, the best by the surrogate's expe
 Preset `fast`, within 3 meV of the label settings. Calculations are stored one by one in a database
 (--cache), and the table docs/results/dft_check.csv holds what is finished when the command ends or
 is stopped by Ctrl-C: it goes on where it was, on another machine too, since what the table holds is
-not calculated again.
+not calculated again. --summary prints what the table holds so far.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from crystal_gym.datasets.replay import load_trajectories
 from crystal_gym.design import DesignSettings, expectations
 from crystal_gym.elements import reduced_formula, symbol_to_token, tokens_to_symbols
 from crystal_gym.evaluation import Task, rollout
+from crystal_gym.evaluation.intervals import estimates, ratio
+from crystal_gym.evaluation.report import markdown_table
 from crystal_gym.evaluation.search import beam_search
 from crystal_gym.files import atomic_path
 from crystal_gym.labelling import label
@@ -120,15 +122,79 @@ def write(rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
+def summary() -> str:
+    """Return success, nu, kappa, errors and energies with 95% intervals, DFT beside surrogate.
+
+    A calculation that failed is a miss; one that is still to be done is left out and counted.
+    """
+    with TABLE.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    training = load_trajectories("crystal-mp20-v0")
+    one_each = np.unique(training.skeleton, return_index=True)[1]
+    rare = float(np.percentile(training.band_gap_ev[one_each], 95))
+    header = ["method", "target (eV)", "calculated", "success % (DFT)"]
+    header += [
+        f"{m} ({who})" for m in ("nu %", f"gap > {rare:.2f} eV %") for who in ("DFT", "surr.")
+    ]
+    header += ["gap error of the surrogate (eV)", "E_form (eV/atom, DFT)", "(surr.)"]
+    table = [header]
+    groups = dict.fromkeys((r["method"], r["target_ev"]) for r in rows)
+    for method, aimed in groups:
+        mine = [r for r in rows if (r["method"], r["target_ev"]) == (method, aimed)]
+        done = [r for r in mine if r["dft_status"]]
+        if not done:
+            continue
+
+        def column(name: str, some: list[dict] = done) -> np.ndarray:
+            return np.array([float(r[name]) if r[name] else np.nan for r in some])
+
+        gap, energy = column("dft_gap_ev"), column("dft_formation_energy_ev_per_atom")
+        said = column("surrogate_gap_ev")
+        said_energy = column("surrogate_formation_energy_ev_per_atom")
+        ok, has_energy = np.isfinite(gap), np.isfinite(energy)
+        for target in [float(aimed)] if aimed else TARGETS_EV:
+            found = estimates(
+                {
+                    "success": ratio(ok),
+                    "nu": ratio(ok & (np.abs(np.nan_to_num(gap) - target) <= 0.25)),
+                    "nu_said": ratio(np.abs(said - target) <= 0.25),
+                    "kappa": ratio(ok & (np.nan_to_num(gap) > rare)),
+                    "kappa_said": ratio(said > rare),
+                    "error": ratio(np.where(ok, np.abs(said - np.nan_to_num(gap)), 0.0), ok),
+                    "energy": ratio(np.where(has_energy, np.nan_to_num(energy), 0.0), has_energy),
+                    "energy_said": ratio(np.where(has_energy, said_energy, 0.0), has_energy),
+                },
+                len(done),
+            )
+            shares = ("success", "nu", "nu_said", "kappa", "kappa_said")
+            cells = [interval(found[n], 100.0, 0) for n in shares]
+            cells += [interval(found[n], 1.0, 2) for n in ("error", "energy", "energy_said")]
+            name = method if aimed else f"{method} (takes no target)"
+            table.append([name, f"{target:g}", f"{len(done)} of {len(mine)}", *cells])
+    return markdown_table(table)
+
+
+def interval(estimate, factor: float, digits: int) -> str:
+    numbers = (estimate.value, estimate.low, estimate.high)
+    value, low, high = (f"{factor * n:.{digits}f}" for n in numbers)
+    return f"{value} [{low}, {high}]"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bc", required=True)
-    parser.add_argument("--c-cql", required=True)
+    parser.add_argument("--bc", help="run of cloning")
+    parser.add_argument("--c-cql", help="run of c-CQL")
+    parser.add_argument("--summary", action="store_true")
     parser.add_argument("--crystals", type=int, default=40)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--cache")
     parser.add_argument("--timeout", type=float, default=1200.0)
     options = parser.parse_args()
+    if options.summary:
+        print(summary())
+        return
+    if not options.bc or not options.c_cql:
+        parser.error("--bc and --c-cql name the runs that design: expected both, or --summary")
     torch.set_num_threads(1)
     task = drawn_task(options.crystals)
     skeletons = {task.skeletons[n].name: task.skeletons[n] for n in task.skeleton.tolist()}
