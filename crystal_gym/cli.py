@@ -269,7 +269,8 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     command.add_argument(
         "--oracle",
         default="surrogate",
-        help="surrogate (not DFT), table, espresso, or a table's path (%(default)s)",
+        help="surrogate (not DFT), table, espresso, or the path of a table or of a surrogate's run "
+        "(%(default)s)",
     )
     command.add_argument("--crystals", type=_count, metavar="N", help="only so many, drawn")
     command.add_argument(

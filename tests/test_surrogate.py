@@ -327,6 +327,17 @@ def test_it_is_an_oracle_like_the_others(oracle, tmp_path):
     assert site_symbols(env.unwrapped.structure()).count("O") == len(env.unwrapped.structure())
 
 
+def test_the_path_of_a_run_names_its_oracle(trained):
+    from crystal_gym.envs.crystal_fill import make_oracle
+
+    for folder in (trained[0], trained[0] / "surrogate"):
+        oracle = make_oracle(str(folder))
+        assert isinstance(oracle, SurrogateOracle)
+        assert oracle.evaluate([rocksalt()])[0].status is Status.OK
+    with pytest.raises(ValueError, match="neither a known table nor an existing path"):
+        make_oracle(str(trained[0].parent / "nothing"))
+
+
 def test_the_bundled_files_are_small_and_have_a_card():
     files = list(BUNDLED_SURROGATE.iterdir())
     assert sum(f.stat().st_size for f in files) < 5_500_000

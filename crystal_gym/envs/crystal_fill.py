@@ -29,6 +29,7 @@ from crystal_gym.oracles import (
     TableOracle,
     load_table,
 )
+from crystal_gym.oracles.surrogate import SurrogateOracle, holds_surrogate
 from crystal_gym.rewards import Reward, make_reward
 from crystal_gym.sets import is_named_set, load_skeletons
 from crystal_gym.skeletons import Skeleton, SkeletonSet
@@ -374,8 +375,8 @@ def make_oracle(oracle: Any, skeletons: Any = "mini") -> Oracle:
     Args:
         oracle: ``"table"`` (the table of ``skeletons`` where that is a named set, else the
             bundled one), ``"espresso"`` (live pw.x behind the user's cache of results),
-            ``"surrogate"`` (the bundled one; not DFT), the name or path of a table, a
-            PropertyTable, or an oracle.
+            ``"surrogate"`` (the bundled one; not DFT) or the path of another, the name or path of
+            a table, a PropertyTable, or an oracle.
         skeletons: The ``skeletons`` argument beside it.
 
     Raises:
@@ -390,9 +391,9 @@ def make_oracle(oracle: Any, skeletons: Any = "mini") -> Oracle:
 
         return CachedOracle(EspressoOracle())
     if isinstance(oracle, str) and oracle == "surrogate":
-        from crystal_gym.oracles import SurrogateOracle
-
         return SurrogateOracle()
+    if isinstance(oracle, (str, Path)) and holds_surrogate(oracle):
+        return SurrogateOracle(oracle)
     if isinstance(oracle, (str, Path, PropertyTable)):
         return TableOracle(oracle)
     if not isinstance(oracle, Oracle) or isinstance(oracle, type):

@@ -18,10 +18,20 @@ from crystal_gym.structures import cell_from_structure, site_symbols, to_structu
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-__all__ = ["SurrogateOracle"]
+__all__ = ["SurrogateOracle", "holds_surrogate"]
 
 _CHUNK = 1024
 """Crystals whose graphs are in memory at once."""
+
+
+def holds_surrogate(path: Path | str) -> bool:
+    """Return whether a folder is a saved surrogate, or a run of ``crystal-gym train surrogate``."""
+    folder = Path(path)
+    return any(
+        (f / "config.json").is_file()
+        and '"crystal_surrogate"' in (f / "config.json").read_text("utf-8", errors="replace")
+        for f in (folder, folder / "surrogate")
+    )
 
 
 class SurrogateOracle:
