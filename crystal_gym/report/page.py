@@ -57,12 +57,8 @@ def write_page(path: Path | str, title: str, lead: str, sections: Sequence[str])
 
 @cache
 def _packed_plotly() -> str:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise ImportError(
-            "reports need plotly, which is not installed: pip install 'crystal-gym[agents]'"
-        ) from error
+    from plotly.offline import get_plotlyjs
+
     packed = gzip.compress(get_plotlyjs().encode("utf-8"), compresslevel=9, mtime=0)
     return base64.b64encode(packed).decode("ascii")
 
