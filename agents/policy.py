@@ -7,7 +7,6 @@ A saved policy is a folder of two files: ``config.json`` and ``weights.pt``, whi
 from __future__ import annotations
 
 import json
-import pickle
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,9 +22,17 @@ from torch import Tensor, nn
 
 import crystal_gym
 from crystal_gym.agents.acting import CHUNK, Algorithm, allowed_actions, as_rows, chooser_of
+from crystal_gym.agents.model_files import (
+    CONFIG,
+    WEIGHTS,
+    model_folder,
+    one_line,
+    read_weights,
+    write_model,
+)
 from crystal_gym.agents.transformer_policy import TransformerPolicy
 from crystal_gym.elements import ELEMENTS, N_ELEMENTS
-from crystal_gym.files import atomic_path, sha256_of
+from crystal_gym.files import sha256_of
 
 __all__ = [
     "GreedyPolicy",
@@ -40,7 +47,6 @@ BUNDLED_POLICY = Path(crystal_gym.__file__).parent / "data" / "policy"
 """Folder of the policy that comes with the package; its model card is beside it."""
 
 _FORMAT = 1
-_CONFIG, _WEIGHTS = "config.json", "weights.pt"
 
 
 class GreedyPolicy:
@@ -182,15 +188,7 @@ def save_policy(
         },
         "metadata": metadata or {},
     }
-    json.dumps(config)  # fail before anything is written
-    folder = Path(folder)
-    weights = stored.state_dict() if weights is None else weights
-    weights = {k: v.detach().cpu() for k, v in weights.items()}
-    with atomic_path(folder / _WEIGHTS) as path:
-        torch.save(weights, path)
-        config["weights_sha256"] = sha256_of(path)
-    with atomic_path(folder / _CONFIG) as path:
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_model(Path(folder), config, stored.state_dict() if weights is None else weights)
 
 
 def load_saved_policy(folder: Path | str, device: str = "cpu") -> GreedyPolicy | TransformerPolicy:
@@ -206,11 +204,11 @@ def load_saved_policy(folder: Path | str, device: str = "cpu") -> GreedyPolicy |
     """
     folder = Path(folder)
     _require_folder(folder)
-    config = _read_config(folder / _CONFIG)
-    weights = read_weights(folder / _WEIGHTS)
-    if sha256_of(folder / _WEIGHTS) != config.get("weights_sha256"):
+    config = _read_config(folder / CONFIG)
+    weights = read_weights(folder / WEIGHTS)
+    if sha256_of(folder / WEIGHTS) != config.get("weights_sha256"):
         raise ValueError(
-            f"{folder / _WEIGHTS} is not the file that {_CONFIG} was written with: expected the "
+            f"{folder / WEIGHTS} is not the file that {CONFIG} was written with: expected the "
             f"checksum {config.get('weights_sha256')}; save the policy again"
         )
     algorithm = _build(config, folder, device)
@@ -223,8 +221,8 @@ def load_saved_policy(folder: Path | str, device: str = "cpu") -> GreedyPolicy |
         policy.stored.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(
-            f"{folder / _WEIGHTS} does not fit the network in {_CONFIG}: expected the weights of "
-            f"{config['type']!r}; save the policy again ({_one_line(error)})"
+            f"{folder / WEIGHTS} does not fit the network in {CONFIG}: expected the weights of "
+            f"{config['type']!r}; save the policy again ({one_line(error)})"
         ) from error
     return policy
 
@@ -252,8 +250,7 @@ def load_policy(
 
 def policy_folder(path: Path | str) -> Path:
     """Return the folder of a saved policy: ``policy/`` in that of a training run, or itself."""
-    inner = Path(path) / "policy"
-    return inner if (inner / _CONFIG).exists() else Path(path)
+    return model_folder(path, "policy")
 
 
 def load_weights(folder: Path | str) -> dict[str, Tensor]:
@@ -265,8 +262,8 @@ def load_weights(folder: Path | str) -> dict[str, Tensor]:
     """
     folder = policy_folder(folder)
     _require_folder(folder)
-    _read_config(folder / _CONFIG)
-    return read_weights(folder / _WEIGHTS)
+    _read_config(folder / CONFIG)
+    return read_weights(folder / WEIGHTS)
 
 
 def _require_folder(folder: Path) -> None:
@@ -278,11 +275,11 @@ def _require_folder(folder: Path) -> None:
         )
     if folder.is_file():
         raise ValueError(f"{folder} is a file: expected the folder that save_policy() wrote")
-    for path in (folder, folder / _CONFIG, folder / _WEIGHTS):
+    for path in (folder, folder / CONFIG, folder / WEIGHTS):
         if not path.exists():
             raise FileNotFoundError(
-                f"{path} does not exist: expected a folder of save_policy() with {_CONFIG} and "
-                f"{_WEIGHTS}; check the path"
+                f"{path} does not exist: expected a folder of save_policy() with {CONFIG} and "
+                f"{WEIGHTS}; check the path"
             )
 
 
@@ -292,7 +289,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         found = config["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is not the configuration of a policy ({_one_line(error)}): expected JSON "
+            f"{path} is not the configuration of a policy ({one_line(error)}): expected JSON "
             "written by save_policy(); save the policy again"
         ) from error
     if found != _FORMAT:
@@ -309,48 +306,14 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def read_weights(path: Path, written_by: str = "save_policy()") -> dict[str, Tensor]:
-    """Return the tensors in a file; nothing in it is run.
-
-    Args:
-        path: The file.
-        written_by: What writes such files.
-
-    Raises:
-        ValueError: If it is damaged, or holds something else than tensors.
-    """
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds something else than tensors, which could run code, and was not read: "
-            f"expected weights written by {written_by}; get the file from its author again"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{path} is damaged or cut short ({_one_line(error)}): expected weights written by "
-            f"{written_by}; copy or save them again"
-        ) from error
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise ValueError(
-            f"{path} holds a {type(weights).__name__} of other things than tensors: expected "
-            f"weights written by {written_by}; save them again"
-        )
-    return weights
-
-
 def _build(config: dict[str, Any], folder: Path, device: str) -> Algorithm:
     try:
         shape = LearnableConfigWithShape.deserialize_from_dict(config["algorithm"])
         algorithm = shape.create(device)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{folder / _CONFIG} names the algorithm {config.get('type')!r} with settings that "
-            f"this version does not know ({_one_line(error)}): expected those of d3rlpy "
+            f"{folder / CONFIG} names the algorithm {config.get('type')!r} with settings that "
+            f"this version does not know ({one_line(error)}): expected those of d3rlpy "
             f"{d3rlpy.__version__}; save the policy again"
         ) from error
     return algorithm
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"

@@ -10,12 +10,16 @@ import os
 import pickle
 import platform
 import shutil
+import threading
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,6 +28,7 @@ from crystal_gym.files import atomic_path
 
 __all__ = [
     "RunLog",
+    "TrainingRun",
     "averaged",
     "claim_folder",
     "load_checkpoint",
@@ -31,11 +36,14 @@ __all__ = [
     "pick_device",
     "prepare_network",
     "require",
+    "require_finite",
     "require_usual",
     "settings_from_dict",
 ]
 
 _Config = TypeVar("_Config")
+
+_LOG_EVERY = 50
 
 _UNREADABLE = (RuntimeError, KeyError, EOFError, ValueError, OSError, pickle.UnpicklingError)
 
@@ -255,3 +263,83 @@ class RunLog:
     def close(self) -> None:
         """Write what is queued."""
         self._board.close()
+
+
+class TrainingRun(ABC):
+    """The state of a run, and the loop that every run goes through.
+
+    Attributes:
+        config: Settings, with ``steps``, ``evaluate_every`` and ``averaging``.
+        network: What is trained.
+        averaged: Running average of its weights.
+        log: Of the run.
+        step: Gradient steps that are done.
+        seconds: That they and the evaluations took, with those before an interruption.
+    """
+
+    config: Any
+    network: nn.Module
+    averaged: nn.Module
+    log: RunLog
+    step: int = 0
+    seconds: float = 0.0
+
+    @abstractmethod
+    def update(self) -> dict[str, float]:
+        """Take a gradient step; return its metrics.
+
+        Raises:
+            ValueError: If one of them is not finite.
+        """
+
+    @abstractmethod
+    def evaluate(self) -> Mapping[str, float]:
+        """Judge what is there, store it where it is worth it, and return its measures."""
+
+    @abstractmethod
+    def save(self) -> None:
+        """Write a checkpoint, whole or not at all."""
+
+    def has_enough(self) -> bool:
+        """Return whether to stop before the last step."""
+        return False
+
+    def steps(self, interrupted: threading.Event) -> Iterator[dict[str, float]]:
+        """Train to the end; give the mean metrics of every fifty steps."""
+        recent: list[dict[str, float]] = []
+        begun = time.monotonic() - self.seconds
+        while self.step < self.config.steps:
+            recent.append(self.update())
+            self.step += 1
+            averaged(self.averaged, self.network, self.config.averaging, self.step)
+            self.seconds = time.monotonic() - begun
+            if interrupted.is_set():
+                self.save()
+                raise KeyboardInterrupt
+            evaluates = (
+                self.step % self.config.evaluate_every == 0 or self.step == self.config.steps
+            )
+            if self.step % _LOG_EVERY == 0 or evaluates:
+                mean = {k: float(np.mean([m[k] for m in recent])) for k in recent[0]}
+                recent = []
+                scores = self.evaluate() if evaluates else None
+                self.seconds = time.monotonic() - begun
+                self.log.write(self.step, self.seconds, mean, scores)
+                yield mean
+                if evaluates:
+                    self.save()
+                if self.has_enough():
+                    return
+
+    def close(self) -> None:
+        """Finish the logs."""
+        self.log.close()
+
+
+def require_finite(metrics: Mapping[str, float], config: Any, step: int, kept: str) -> None:
+    """Raise a ValueError unless all metrics of a step are numbers."""
+    if not all(map(math.isfinite, metrics.values())):
+        raise ValueError(
+            f"the loss is not finite at step {step} ({metrics}): expected a lower "
+            f"--learning-rate than {config.learning_rate:g}; {kept}"
+        )

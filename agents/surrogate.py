@@ -24,11 +24,17 @@ from torch import Tensor, nn
 
 import crystal_gym
 from crystal_gym.agents.batch import GraphBatch, rows_to_batch
-from crystal_gym.agents.policy import read_weights
+from crystal_gym.agents.model_files import (
+    CONFIG,
+    WEIGHTS,
+    model_folder,
+    read_weights,
+    write_model,
+)
 from crystal_gym.agents.transformer import SiteTransformer
 from crystal_gym.elements import ATOMIC_NUMBERS, ELEMENTS, N_ELEMENTS
 from crystal_gym.envs.observations import finished_rows
-from crystal_gym.files import atomic_path, sha256_of
+from crystal_gym.files import sha256_of
 from crystal_gym.skeletons import Skeleton
 
 __all__ = [
@@ -45,7 +51,6 @@ BUNDLED_SURROGATE = Path(crystal_gym.__file__).parent / "data" / "surrogate"
 
 _CHUNK = 256
 _FORMAT = 2
-_CONFIG, _WEIGHTS = "config.json", "weights.pt"
 _SCALE = ":scale"
 _N_EXTENTS = 5
 _ONE_SIGMA = 68.27
@@ -365,7 +370,6 @@ def save_surrogate(
         folder: Where to write ``config.json`` and ``weights.pt``; made if need be.
         metadata: Anything JSON can hold.
     """
-    folder = Path(folder)
     config = {
         "format": _FORMAT,
         "type": "crystal_surrogate",
@@ -374,12 +378,7 @@ def save_surrogate(
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "metadata": metadata or {},
     }
-    json.dumps(config)  # fail before anything is written
-    with atomic_path(folder / _WEIGHTS) as path:
-        torch.save({k: v.detach().cpu() for k, v in surrogate.state_dict().items()}, path)
-        config["weights_sha256"] = sha256_of(path)
-    with atomic_path(folder / _CONFIG) as path:
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_model(Path(folder), config, surrogate.state_dict())
 
 
 def load_surrogate(
@@ -396,34 +395,34 @@ def load_surrogate(
         ValueError: If it is damaged, of another version, or could run code.
     """
     folder = BUNDLED_SURROGATE if path is None else surrogate_folder(path)
-    for file in (folder, folder / _CONFIG, folder / _WEIGHTS):
+    for file in (folder, folder / CONFIG, folder / WEIGHTS):
         if not file.exists():
             raise FileNotFoundError(
-                f"{file} does not exist: expected the folder of a surrogate, with {_CONFIG} and "
-                f"{_WEIGHTS}, or a run of `crystal-gym train surrogate`; check the path"
+                f"{file} does not exist: expected the folder of a surrogate, with {CONFIG} and "
+                f"{WEIGHTS}, or a run of `crystal-gym train surrogate`; check the path"
             )
     try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         found, shape = (config["type"], config["format"]), config["shape"]
         if found != ("crystal_surrogate", _FORMAT) or config["elements"].split() != [*ELEMENTS]:
             raise ValueError(f"type and format {found}")
         surrogate = Surrogate(**shape)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(
-            f"{folder / _CONFIG} does not describe a surrogate of this version "
+            f"{folder / CONFIG} does not describe a surrogate of this version "
             f"({type(error).__name__}: {error}): expected one of save_surrogate(); train it again"
         ) from error
-    if sha256_of(folder / _WEIGHTS) != config.get("weights_sha256"):
+    if sha256_of(folder / WEIGHTS) != config.get("weights_sha256"):
         raise ValueError(
-            f"{folder / _WEIGHTS} is not the file that {_CONFIG} was written with: expected the "
+            f"{folder / WEIGHTS} is not the file that {CONFIG} was written with: expected the "
             f"checksum {config.get('weights_sha256')}; copy or train the surrogate again"
         )
-    weights = read_weights(folder / _WEIGHTS, "save_surrogate()")
+    weights = read_weights(folder / WEIGHTS, "save_surrogate()")
     try:
         surrogate.load_state_dict(_in_full(weights))
     except RuntimeError as error:
         raise ValueError(
-            f"{folder / _WEIGHTS} does not fit the network in {_CONFIG}: expected weights of the "
+            f"{folder / WEIGHTS} does not fit the network in {CONFIG}: expected weights of the "
             "same surrogate; copy or train it again"
         ) from error
     metadata = {**config["metadata"], "weights_sha256": config["weights_sha256"]}
@@ -432,5 +431,4 @@ def load_surrogate(
 
 def surrogate_folder(path: Path | str) -> Path:
     """Return the folder of a saved surrogate: ``surrogate/`` in that of a run, or itself."""
-    inner = Path(path) / "surrogate"
-    return inner if (inner / _CONFIG).exists() else Path(path)
+    return model_folder(path, "surrogate")

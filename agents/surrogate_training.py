@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
-import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,13 +27,14 @@ from crystal_gym.agents.batch import rows_to_batch
 from crystal_gym.agents.optimizers import MuonFactory
 from crystal_gym.agents.runs import (
     RunLog,
-    averaged,
+    TrainingRun,
     claim_folder,
     load_checkpoint,
     memory_in_one_sentence,
     pick_device,
     prepare_network,
     require,
+    require_finite,
     require_usual,
     settings_from_dict,
 )
@@ -55,7 +53,6 @@ from crystal_gym.interrupts import noted_interrupts
 
 __all__ = ["LabelledCrystals", "SurrogateConfig", "train_surrogate"]
 
-_LOG_EVERY = 50
 _POOL = 8
 """Batches are drawn by size of the crystal within so many: padding is a third of the work else."""
 _ENERGY_WEIGHT, _METAL_WEIGHT, _SCALE_WEIGHT = 4.0, 0.5, 0.1
@@ -150,8 +147,7 @@ class LabelledCrystals:
     @classmethod
     def of_trajectories(cls, data: Trajectories) -> LabelledCrystals:
         """Return every crystal of some episodes once."""
-        crystals = np.column_stack([data.skeleton, data.finished])
-        first = np.sort(np.unique(crystals, axis=0, return_index=True)[1])
+        first = np.sort(data.crystals)
         skeleton, n_sites = data.skeleton[first], data.skeletons.n_sites[data.skeleton[first]]
         return cls(
             compact_rows(data.skeletons, skeleton, data.finished[first], n_sites, None),
@@ -205,13 +201,19 @@ def train_surrogate(
                 if run.scores is not None:
                     shown["val_gap"] = f"{run.scores.gap_mae_ev:.3f}"
                 bar.set_postfix(shown, refresh=False)
-        return run.finish()
+        if run.scores is None:  # a run that was at its end already
+            run.evaluate()
+        assert run.scores is not None
+        return run.scores
     finally:
         run.close()
 
 
-class _Run:
-    """The state of a run."""
+class _Run(TrainingRun):
+    """The state of a surrogate's run."""
+
+    network: Surrogate
+    averaged: Surrogate
 
     def __init__(self, config: SurrogateConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
@@ -239,38 +241,13 @@ class _Run:
         optimizer = MuonFactory(config.weight_decay).create_optimizer(modules, config.learning_rate)
         self.optimizer = optimizer
         self.schedule = WarmupCosineFactory(config.warmup, config.steps).create(optimizer)
-        self.step = 0
-        self.seconds = 0.0
         self.scores: SurrogateScores | None = None
         names = tuple(f.name for f in dataclasses.fields(SurrogateScores))
         self.log = RunLog(folder, names)
 
-    def steps(self, interrupted: threading.Event) -> Iterator[dict[str, float]]:
-        """Train to the end; give the mean losses of every fifty steps."""
-        config, recent = self.config, []
-        begun = time.monotonic() - self.seconds
-        while self.step < config.steps:
-            losses = self._update(_numbers_of_step(self.training.n_sites, config, self.step))
-            self.step += 1
-            averaged(self.averaged, self.network, config.averaging, self.step)
-            recent.append(losses)
-            self.seconds = time.monotonic() - begun
-            if interrupted.is_set():
-                self.save()
-                raise KeyboardInterrupt
-            evaluates = self.step % config.evaluate_every == 0 or self.step == config.steps
-            if self.step % _LOG_EVERY == 0 or evaluates:
-                mean = {k: float(np.mean([m[k] for m in recent])) for k in losses}
-                recent = []
-                if evaluates:
-                    self.finish()
-                scores = dataclasses.asdict(self.scores) if evaluates and self.scores else None
-                self.log.write(self.step, self.seconds, mean, scores)
-                yield mean
-                if evaluates:
-                    self.save()
-
-    def _update(self, numbers: NDArray[np.int64]) -> dict[str, float]:
+    def update(self) -> dict[str, float]:
+        """Take a gradient step of every member; return the mean losses."""
+        numbers = _numbers_of_step(self.training.n_sites, self.config, self.step)
         batch = rows_to_batch(torch.from_numpy(self.training.rows[numbers]).to(self.device))
         labels = self.training.labels[torch.from_numpy(numbers)].to(self.device)
         parts: list[dict[str, Tensor]] = []
@@ -280,12 +257,8 @@ class _Run:
             torch.stack(list(losses.values())).sum().backward()
             parts.append(losses)
         found = {k: float(torch.stack([p[k].detach() for p in parts]).mean()) for k in parts[0]}
-        if not all(map(math.isfinite, found.values())):
-            raise ValueError(
-                f"the loss is not finite at step {self.step} ({found}): expected a lower "
-                f"--learning-rate than {self.config.learning_rate:g}; the state that was stored "
-                f"last is kept in {self.folder}"
-            )
+        kept = f"the state that was stored last is kept in {self.folder}"
+        require_finite(found, self.config, self.step, kept)
         for member in self.network.members:  # one that strays does not slow the others
             nn.utils.clip_grad_norm_(member.parameters(), 1.0)
         self.optimizer.step()
@@ -293,9 +266,9 @@ class _Run:
         self.optimizer.zero_grad()
         return found
 
-    def finish(self) -> SurrogateScores:
-        """Calibrate and store what is there, and return its measures on the held-out crystals."""
-        self.scores = self.averaged.calibrate(
+    def evaluate(self) -> dict[str, float]:
+        """Calibrate and store what is there; return its measures on the held-out crystals."""
+        scores = self.scores = self.averaged.calibrate(
             self.training.rows, self.held_out.rows, self.held_out.labels.double().numpy()
         )
         metadata = {
@@ -304,10 +277,10 @@ class _Run:
             "seconds": round(self.seconds, 1),
             "training_crystals": len(self.training),
             "held_out_crystals": len(self.held_out),
-            "held_out": dataclasses.asdict(self.scores),
+            "held_out": dataclasses.asdict(scores),
         }
         save_surrogate(self.averaged, self.folder / "surrogate", metadata)
-        return self.scores
+        return dataclasses.asdict(scores)
 
     def save(self) -> None:
         """Write a checkpoint, whole or not at all."""
@@ -335,10 +308,6 @@ class _Run:
             torch.set_rng_state(state["torch"].cpu())
             self.step, self.seconds = state["step"], state["seconds"]
         self.log.cut(self.step)
-
-    def close(self) -> None:
-        """Finish the logs."""
-        self.log.close()
 
 
 def _losses(found: MemberOutput, labels: Tensor) -> dict[str, Tensor]:

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
-import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,13 +31,14 @@ from crystal_gym.agents.optimizers import MuonFactory
 from crystal_gym.agents.policy import GreedyPolicy, load_weights, save_policy
 from crystal_gym.agents.runs import (
     RunLog,
-    averaged,
+    TrainingRun,
     claim_folder,
     load_checkpoint,
     memory_in_one_sentence,
     pick_device,
     prepare_network,
     require,
+    require_finite,
     require_usual,
     settings_from_dict,
 )
@@ -48,12 +46,10 @@ from crystal_gym.agents.schedules import WarmupCosineFactory
 from crystal_gym.datasets.replay import CrystalReplayBuffer, load_d3rlpy
 from crystal_gym.datasets.splits import SPLITS, load_split
 from crystal_gym.datasets.trajectories import Trajectories, in_source_order
-from crystal_gym.elements import formula_counts
 from crystal_gym.evaluation import Scores, Task, rollout, score
-from crystal_gym.evaluation.metrics import compositions
+from crystal_gym.evaluation.metrics import compositions, valid
 from crystal_gym.files import atomic_path
 from crystal_gym.interrupts import noted_interrupts
-from crystal_gym.validity import smact_valid
 
 __all__ = ["PRESETS", "TrainConfig", "train"]
 
@@ -64,8 +60,6 @@ PRESETS: dict[str, tuple[type[LearnableConfig], tuple[str, ...] | None]] = {
     "c-cql": (CrystalCQLConfig, ("hindsight", "uniform")),
 }
 """Algorithms by the name that a run takes, and the targets that their samples are given."""
-
-_LOG_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -222,7 +216,7 @@ def train(config: TrainConfig, folder: Path | str, *, progress: bool = True) -> 
     return run.best
 
 
-class _Run:
+class _Run(TrainingRun):
     """The state of a run."""
 
     def __init__(self, config: TrainConfig, folder: Path) -> None:
@@ -252,46 +246,23 @@ class _Run:
         for network in _stateful(self.algorithm.impl.modules).values():
             if isinstance(network, nn.Module):
                 prepare_network(network, config.precision, config.compile, self.device)
-        self.step = self.saved_step = self.stale = 0
-        self.seconds = 0.0
+        self.saved_step = self.stale = 0
         self.best: Scores | None = None
         self.log = RunLog(folder, tuple(f.name for f in dataclasses.fields(Scores)))
 
-    def steps(self, interrupted: threading.Event) -> Iterator[dict[str, float]]:
-        """Train to the end; give the mean metrics of every fifty steps."""
-        config, recent = self.config, []
-        begun = time.monotonic() - self.seconds
-        while self.step < config.steps:
-            batch = self.buffer.sample_transition_batch(config.batch_size)
-            metrics = self.algorithm.update(batch)
-            if not all(map(math.isfinite, metrics.values())):
-                raise ValueError(
-                    f"the loss is not finite at step {self.step} ({metrics}): expected a lower "
-                    f"--learning-rate than {config.learning_rate:g}; the state of step "
-                    f"{self.saved_step} is kept in {self.folder}"
-                )
-            self.step += 1
-            averaged(self.averaged, self.network, config.averaging, self.step)
-            recent.append(metrics)
-            if interrupted.is_set():
-                self.save()
-                raise KeyboardInterrupt
-            evaluates = self.step % config.evaluate_every == 0 or self.step == config.steps
-            if self.step % _LOG_EVERY == 0 or evaluates:
-                self.seconds = time.monotonic() - begun
-                mean = {k: float(np.mean([m[k] for m in recent])) for k in metrics}
-                recent = []
-                scores = self._evaluate() if evaluates else None
-                self.seconds = time.monotonic() - begun
-                judged = None if scores is None else dataclasses.asdict(scores)
-                self.log.write(self.step, self.seconds, mean, judged)
-                yield mean
-                if evaluates:
-                    self.save()
-                if 0 < config.patience <= self.stale:
-                    return
+    def update(self) -> dict[str, float]:
+        """Take a gradient step; return its metrics."""
+        metrics = self.algorithm.update(self.buffer.sample_transition_batch(self.config.batch_size))
+        kept = f"the state of step {self.saved_step} is kept in {self.folder}"
+        require_finite(metrics, self.config, self.step, kept)
+        return metrics
 
-    def _evaluate(self) -> Scores:
+    def has_enough(self) -> bool:
+        """Return whether accuracy has not risen for as long as the settings allow."""
+        return 0 < self.config.patience <= self.stale
+
+    def evaluate(self) -> dict[str, float]:
+        """Judge the averaged policy; store it if it is the best so far."""
         tokens = rollout(self.policy, self.task, self.targets)
         scores = score(tokens, self.task, self.known)
         if self.best is None or scores.accuracy > self.best.accuracy:
@@ -307,7 +278,7 @@ class _Run:
             )
         else:
             self.stale += 1
-        return scores
+        return dataclasses.asdict(scores)
 
     def save(self) -> None:
         """Write a checkpoint, whole or not at all."""
@@ -342,10 +313,6 @@ class _Run:
         self.algorithm._grad_step = self.step
         self.log.cut(self.step)
 
-    def close(self) -> None:
-        """Finish the logs."""
-        self.log.close()
-
 
 def _data(config: TrainConfig) -> tuple[Trajectories, Trajectories]:
     """Return the episodes that are learned from and those that judge."""
@@ -358,13 +325,13 @@ def _data(config: TrainConfig) -> tuple[Trajectories, Trajectories]:
 
 
 def _only_valid(episodes: Trajectories) -> Trajectories:
-    valid = [smact_valid(formula_counts(tokens)) for tokens in episodes.finished]
-    if not any(valid):
+    passing = valid(episodes.finished)
+    if not passing.any():
         raise ValueError(
-            f"none of the {len(valid)} crystals to learn from passes SMACT: expected "
+            f"none of the {len(passing)} crystals to learn from passes SMACT: expected "
             "--crystals all for this dataset"
         )
-    return episodes.subset(np.flatnonzero(valid))
+    return episodes.subset(np.flatnonzero(passing))
 
 
 def _buffer(config: TrainConfig, training: Trajectories) -> CrystalReplayBuffer:

@@ -29,8 +29,10 @@ from crystal_gym.design import DesignSettings, expectations
 from crystal_gym.elements import reduced_formula, symbol_to_token, tokens_to_symbols
 from crystal_gym.evaluation import Task, rollout
 from crystal_gym.evaluation.intervals import estimates, ratio
+from crystal_gym.evaluation.properties import IN_RANGE_EV
 from crystal_gym.evaluation.report import markdown_table
 from crystal_gym.evaluation.search import beam_search
+from crystal_gym.evaluation.study import rare_gap
 from crystal_gym.files import atomic_path
 from crystal_gym.labelling import label
 from crystal_gym.oracles import CachedOracle, EspressoOracle, Filling
@@ -54,7 +56,7 @@ def drawn_task(count: int) -> Task:
     every = Task.of_trajectories(validation)
     small = np.flatnonzero(every.n_sites <= MAX_SITES)
     rows = np.sort(np.random.default_rng(0).choice(small, count, replace=False))
-    return Task(every.skeletons, every.skeleton[rows], every.traversal[rows])
+    return every.rows(rows)
 
 
 def searched(policy, surrogate, task: Task, target: float) -> np.ndarray:
@@ -77,11 +79,11 @@ def designs(options, task: Task, surrogate) -> list[dict]:
         made.append(("c-cql", target, rollout(conditional, task, target)))
         made.append(("search", target, searched(conditional, surrogate, task, target)))
     rows = []
+    skeletons = [task.skeletons[number] for number in task.skeleton.tolist()]
     for method, target, tokens in made:
-        for number, filling in zip(task.skeleton.tolist(), tokens, strict=True):
-            skeleton = task.skeletons[number]
-            inside = filling[: skeleton.n_sites]
-            (said,) = surrogate.evaluate_fillings([Filling(skeleton, inside)])
+        fillings = [Filling(s, t[: s.n_sites]) for s, t in zip(skeletons, tokens, strict=True)]
+        answers = surrogate.evaluate_fillings(fillings)
+        for (skeleton, inside), said in zip(fillings, answers, strict=True):
             rows.append(
                 {
                     "method": method,
@@ -129,9 +131,7 @@ def summary() -> str:
     """
     with TABLE.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    training = load_trajectories("crystal-mp20-v0")
-    one_each = np.unique(training.skeleton, return_index=True)[1]
-    rare = float(np.percentile(training.band_gap_ev[one_each], 95))
+    rare = rare_gap(load_trajectories("crystal-mp20-v0"))
     header = ["method", "target (eV)", "calculated", "success % (DFT)"]
     header += [
         f"{m} ({who})" for m in ("nu %", f"gap > {rare:.2f} eV %") for who in ("DFT", "surr.")
@@ -156,8 +156,8 @@ def summary() -> str:
             found = estimates(
                 {
                     "success": ratio(ok),
-                    "nu": ratio(ok & (np.abs(np.nan_to_num(gap) - target) <= 0.25)),
-                    "nu_said": ratio(np.abs(said - target) <= 0.25),
+                    "nu": ratio(ok & (np.abs(np.nan_to_num(gap) - target) <= IN_RANGE_EV)),
+                    "nu_said": ratio(np.abs(said - target) <= IN_RANGE_EV),
                     "kappa": ratio(ok & (np.nan_to_num(gap) > rare)),
                     "kappa_said": ratio(said > rare),
                     "error": ratio(np.where(ok, np.abs(said - np.nan_to_num(gap)), 0.0), ok),

@@ -11,7 +11,7 @@ charge to all of its members is a shift.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from operator import or_
@@ -103,8 +103,7 @@ class ChargeNeutralMask:
         empty = counts.pop(EMPTY, 0)
         if empty == 0 or token not in self._tokens:
             return False
-        counts[token] += 1
-        return self._within_reach(tuple(sorted(counts.items())), empty - 1)
+        return self._completed_with(counts, token, 1, empty)
 
     def rows(
         self,
@@ -125,26 +124,24 @@ class ChargeNeutralMask:
 
     def _mask_of(self, filled: Composition, empty: int, at_once: int) -> NDArray[np.int8]:
         mask = np.zeros(N_ELEMENTS, dtype=np.int8)
-        if at_once > 1:
-            for token in self._tokens:
-                counts = dict(filled)
-                counts[token] = counts.get(token, 0) + at_once
-                within = self._within_reach(tuple(sorted(counts.items())), empty - at_once)
-                mask[token - 1] = within
-            mask.setflags(write=False)
-            return mask
-        sure = self._surely_completed(filled, empty)
+        # The quick answers are for one more atom.
+        sure = self._surely_completed(filled, empty) if at_once == 1 else 0
         present = {token for token, _ in filled}
         for token in self._tokens:
             if sure >> token & 1:
                 mask[token - 1] = 1
             # For another element on the last site what is sure is all there is.
             elif empty > 1 or token in present or not filled:
-                counts = dict(filled)
-                counts[token] = counts.get(token, 0) + 1
-                mask[token - 1] = self._within_reach(tuple(sorted(counts.items())), empty - 1)
+                mask[token - 1] = self._completed_with(dict(filled), token, at_once, empty)
         mask.setflags(write=False)
         return mask
+
+    def _completed_with(
+        self, filled: Mapping[int, int], token: int, at_once: int, empty: int
+    ) -> bool:
+        """Return whether a crystal can be completed after an element went on empty sites."""
+        counts = {**filled, token: filled.get(token, 0) + at_once}
+        return self._within_reach(tuple(sorted(counts.items())), empty - at_once)
 
     def _surely_completed(self, filled: Composition, empty: int) -> int:
         """Return elements (bits of their tokens) after which a simple completion is there.

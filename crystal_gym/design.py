@@ -20,12 +20,13 @@ from crystal_gym.charge_masks import ChargeNeutralMask
 from crystal_gym.elements import (
     ELEMENTS,
     EMPTY,
-    N_ELEMENTS,
+    element_mask,
     formula_counts,
     reduced_formula,
     symbol_to_token,
 )
 from crystal_gym.envs.crystal_fill import check_target_gap
+from crystal_gym.evaluation.properties import IN_RANGE_EV
 from crystal_gym.evaluation.rollout import Valued
 from crystal_gym.evaluation.search import beam_search, sample_fillings
 from crystal_gym.oracles.base import Filling, FillingOracle, Properties, Status
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 __all__ = [
-    "IN_RANGE_EV",
     "MAX_DESIGN_SITES",
     "RANKINGS",
     "Candidate",
@@ -50,9 +50,6 @@ __all__ = [
 
 MAX_DESIGN_SITES = 60
 """Policies are trained on cells of up to 20 sites; three times that is as far as they are asked."""
-
-IN_RANGE_EV = 0.25
-"""A gap this close to a target point counts as a hit, as in the paper."""
 
 RANKINGS = ("reward", "likelihood")
 
@@ -123,11 +120,11 @@ class DesignSettings:
         for symbol in (*self.include, *self.exclude, *self.only):
             symbol_to_token(symbol)  # refuses what is no element, with the closest ones
         wanted = set(self.include)
-        for symbols, words in ((set(self.exclude), "excluded"), (wanted, "included twice")):
-            both = wanted & symbols if words == "excluded" else _twice(self.include)
-            if both:
+        twice = {s for s in wanted if self.include.count(s) > 1}
+        for clash, words in ((wanted & set(self.exclude), "excluded"), (twice, "included twice")):
+            if clash:
                 raise ValueError(
-                    f"{sorted(both)[0]} is to be included and {words}: expected each element in "
+                    f"{sorted(clash)[0]} is to be included and {words}: expected each element in "
                     "one of the lists"
                 )
         if self.only and not wanted <= set(self.only):
@@ -143,10 +140,8 @@ class DesignSettings:
     @property
     def elements(self) -> NDArray[np.int8]:
         """Elements that may be chosen, int8 ``(88,)``."""
-        chosen = np.zeros(N_ELEMENTS, np.int8)
-        chosen[[symbol_to_token(s) - 1 for s in self.only] if self.only else slice(None)] = 1
-        chosen[[symbol_to_token(s) - 1 for s in self.exclude]] = 0
-        return chosen
+        chosen = element_mask(self.only or None)
+        return chosen & ~element_mask(self.exclude) if self.exclude else chosen
 
     @property
     def window(self) -> tuple[float, float]:
@@ -159,10 +154,6 @@ class DesignSettings:
         """Targets (eV) that the policy is given: a point, or three across a range."""
         low, high = self.target_gap
         return (low,) if low == high else (low, (low + high) / 2, high)
-
-
-def _twice(symbols: Sequence[str]) -> set[str]:
-    return {s for s in symbols if symbols.count(s) > 1}
 
 
 @dataclass(frozen=True, eq=False)

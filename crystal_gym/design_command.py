@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from crystal_gym.design import Candidate, DesignProblem, DesignSettings, design
-from crystal_gym.elements import EMPTY, tokens_to_symbols
+from crystal_gym.elements import EMPTY
 from crystal_gym.evaluation.report import markdown_table
 from crystal_gym.files import atomic_path
 from crystal_gym.known_formulas import KnownFormulas
@@ -211,10 +211,6 @@ def _source(problem: DesignProblem, surrogate: Any) -> dict[str, Any]:
 
 
 def _as_json(problem: DesignProblem, candidate: Candidate, rank: int, cif: str) -> dict[str, Any]:
-    symbols = [""] * len(candidate.tokens)
-    chosen = tokens_to_symbols(candidate.tokens)
-    for site, place in enumerate(problem.skeleton.source_rank.tolist()):
-        symbols[place] = str(chosen[site])
     calculated = candidate.calculated
     return {
         "rank": rank,
@@ -228,7 +224,7 @@ def _as_json(problem: DesignProblem, candidate: Candidate, rank: int, cif: str) 
         "predicted": _prediction(candidate.predicted),
         "calculated": None if calculated is None else _calculation(calculated),
         "relaxed": candidate.relaxed or None,
-        "symbols": symbols,
+        "symbols": site_symbols(problem.structure(candidate.tokens)),
         "cif": cif,
     }
 
@@ -272,13 +268,13 @@ def _text_table(candidates: list[dict[str, Any]]) -> str:
         elif with_dft:
             failed = dft["status"] if dft["status"] != "ok" else "–"
             row += [
-                with_error(dft["band_gap_ev"], None) if dft["band_gap_ev"] is not None else failed,
-                with_error(dft["formation_energy_ev_per_atom"], None),
+                with_error(dft["band_gap_ev"]) if dft["band_gap_ev"] is not None else failed,
+                with_error(dft["formation_energy_ev_per_atom"]),
             ]
         if relaxed:
             moved = c["relaxed"] or {}
             names = ("largest_move_ang", "volume_change_percent", "energy_above_hull_ev_per_atom")
-            row += [with_error(moved.get(name), None) if moved else "" for name in names]
+            row += [with_error(moved.get(name)) if moved else "" for name in names]
         rows.append(row)
     return markdown_table(rows)
 

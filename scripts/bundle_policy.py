@@ -10,12 +10,10 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
-
+from crystal_gym.agents.model_files import CONFIG, write_model
 from crystal_gym.agents.policy import BUNDLED_POLICY, load_policy, load_weights, policy_folder
 from crystal_gym.datasets.replay import load_trajectories
 from crystal_gym.evaluation.metrics import compositions
-from crystal_gym.files import atomic_path, sha256_of
 from crystal_gym.known_formulas import KnownFormulas
 
 
@@ -25,13 +23,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     run = parser.parse_args().run
     load_policy(run)  # refuses what is damaged
-    config = json.loads((policy_folder(run) / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((policy_folder(run) / CONFIG).read_text(encoding="utf-8"))
     weights = {k: v.half() if v.is_floating_point() else v for k, v in load_weights(run).items()}
-    with atomic_path(BUNDLED_POLICY / "weights.pt") as path:
-        torch.save(weights, path)
-        config["weights_sha256"] = sha256_of(path)
-    with atomic_path(BUNDLED_POLICY / "config.json") as path:
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_model(BUNDLED_POLICY, config, weights)
     policy = load_policy()
     training = load_trajectories(policy.metadata["settings"]["dataset"])
     KnownFormulas.of(compositions(training.finished)).bundle()

@@ -10,15 +10,13 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
-
+from crystal_gym.agents.model_files import CONFIG, write_model
 from crystal_gym.agents.surrogate import (
     BUNDLED_SURROGATE,
     in_eight_bits,
     load_surrogate,
     surrogate_folder,
 )
-from crystal_gym.files import atomic_path, sha256_of
 
 
 def main() -> None:
@@ -27,13 +25,8 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     run = parser.parse_args().run
     surrogate, _ = load_surrogate(run)  # refuses what is damaged
-    config = json.loads((surrogate_folder(run) / "config.json").read_text(encoding="utf-8"))
-    weights = in_eight_bits(surrogate.state_dict())
-    with atomic_path(BUNDLED_SURROGATE / "weights.pt") as path:
-        torch.save(weights, path)
-        config["weights_sha256"] = sha256_of(path)
-    with atomic_path(BUNDLED_SURROGATE / "config.json") as path:
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    config = json.loads((surrogate_folder(run) / CONFIG).read_text(encoding="utf-8"))
+    write_model(BUNDLED_SURROGATE, config, in_eight_bits(surrogate.state_dict()))
     load_surrogate()
     size = (BUNDLED_SURROGATE / "weights.pt").stat().st_size
     print(f"{BUNDLED_SURROGATE}: {size / 1e6:.1f} MB")

@@ -40,15 +40,12 @@ def composition_split(
     if not 0 < share < 1:
         raise ValueError(f"share={share} is no share of the crystals: expected 0 to 1, such as 0.2")
     group = _chemical_systems(trajectories)
-    # An episode counts by its crystal: small cells have fewer orders than large ones.
-    ends = np.column_stack([trajectories.skeleton, trajectories.finished])
-    _, first = np.unique(ends, axis=0, return_index=True)
-    sizes = np.bincount(group[first], minlength=group.max() + 1)
+    sizes = np.bincount(group[trajectories.crystals], minlength=group.max() + 1)
     if len(sizes) < 2:
         raise ValueError("all crystals are of one chemical system: expected two or more to split")
     order = np.random.default_rng(seed).permutation(len(sizes))
     reached = np.cumsum(sizes[order])
-    count = 1 + int(np.argmin(np.abs(reached[:-1] - share * len(first))))
+    count = 1 + int(np.argmin(np.abs(reached[:-1] - share * sizes.sum())))
     held_out = np.isin(group, order[:count])
     return (
         trajectories.subset(np.flatnonzero(~held_out)),

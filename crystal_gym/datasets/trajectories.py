@@ -83,6 +83,15 @@ class Trajectories:
         return tokens
 
     @cached_property
+    def crystals(self) -> NDArray[np.int64]:
+        """First episode that ends in each crystal, sorted by skeleton and tokens, ``(M,)``.
+
+        What counts crystals starts here: a small cell has fewer orders, so fewer episodes.
+        """
+        ends = np.column_stack([self.skeleton, self.finished])
+        return np.unique(ends, axis=0, return_index=True)[1]
+
+    @cached_property
     def tokens(self) -> NDArray[np.int8]:
         """Tokens before every transition, int8 ``(T, max_sites)``, 0 beyond a skeleton's sites."""
         total, width = len(self.actions), self.skeletons.max_sites

@@ -55,8 +55,7 @@ class PrototypeLibrary:
     """
 
     def __init__(self, trajectories: Trajectories) -> None:
-        ends = np.column_stack([trajectories.skeleton, trajectories.finished])
-        _, first = np.unique(ends, axis=0, return_index=True)
+        first = trajectories.crystals
         self._skeletons = trajectories.skeletons
         self._skeleton = trajectories.skeleton[first]
         self._tokens = trajectories.finished[first]

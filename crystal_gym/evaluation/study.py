@@ -18,6 +18,7 @@ from crystal_gym.datasets.trajectories import Trajectories
 from crystal_gym.evaluation.intervals import Statistic, earth_movers, mean_ratio, ratio
 from crystal_gym.evaluation.metrics import (
     class_hits,
+    compositions,
     differing_sites,
     distinct_fillings,
     element_hits,
@@ -40,12 +41,18 @@ __all__ = [
     "Design",
     "Judge",
     "hit_matrix",
+    "rare_gap",
     "statistics_at_target",
     "statistics_of_design",
     "statistics_over_targets",
 ]
 
 TOP_K = (1, 3, 5)
+
+
+def rare_gap(training: Trajectories) -> float:
+    """Return the gap (eV) that one in twenty training crystals is above, kappa's bound."""
+    return float(np.percentile(training.band_gap_ev[training.crystals], 95))
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +64,8 @@ class Judge:
         known: Reduced formulas of the training crystals.
         band_gap_ev: DFT gaps of the source crystals, ``(B,)``, NaN where unknown.
         formation_energy_ev_per_atom: The same of formation energies.
-        rare_gap_ev: Gap above which a crystal is out of the training distribution: the 95th
-            percentile of the training crystals.
+        rare_gap_ev: Gap above which a crystal is out of the training distribution
+            (:func:`rare_gap`).
     """
 
     task: Task
@@ -92,12 +99,8 @@ class Judge:
         episodes = episodes[same]
         gaps[rows[episodes]] = judging.band_gap_ev[episodes]
         energies[rows[episodes]] = judging.formation_energy_ev_per_atom[episodes]
-        # A crystal counts once, not once for each of its orders.
-        ends = np.column_stack([training.skeleton, training.finished])
-        _, first = np.unique(ends, axis=0, return_index=True)
-        formula = formulas(training.finished[first])
-        rare = float(np.percentile(training.band_gap_ev[first], 95))
-        return cls(task, set(formula.tolist()), gaps, energies, rare)
+        known = compositions(training.finished[training.crystals])
+        return cls(task, known, gaps, energies, rare_gap(training))
 
 
 @dataclass(frozen=True, eq=False)

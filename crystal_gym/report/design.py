@@ -101,21 +101,21 @@ def _table(candidates: list[Mapping[str, Any]]) -> str:
             with_error(p["band_gap_ev"], p["band_gap_std_ev"]),
             _percent(c["hit_probability"]),
             with_error(p["formation_energy_ev_per_atom"], p["formation_energy_std_ev_per_atom"]),
-            _number(c["expected_reward"]),
+            with_error(c["expected_reward"]),
         ]
         if with_dft:
             dft = c["calculated"] or {}
             row += [
-                _number(dft.get("band_gap_ev")),
-                _number(dft.get("formation_energy_ev_per_atom")),
+                with_error(dft.get("band_gap_ev")),
+                with_error(dft.get("formation_energy_ev_per_atom")),
                 html.escape(dft.get("status", "not calculated").replace("_", " ")),
             ]
         if relaxed:
             moved = c["relaxed"] or {}
             row += [
-                _number(moved.get("largest_move_ang")),
-                _number(moved.get("volume_change_percent")),
-                _number(moved.get("energy_above_hull_ev_per_atom")),
+                with_error(moved.get("largest_move_ang")),
+                with_error(moved.get("volume_change_percent")),
+                with_error(moved.get("energy_above_hull_ev_per_atom")),
             ]
         rows.append(row)
     return page.table(header, rows, "Candidates, the best first.", text_columns=4)
@@ -234,8 +234,7 @@ def _record(results: Mapping[str, Any]) -> str:
         rows.append(("DFT", results["dft"]))
     rows += [(name, str(v)) for name, v in results["versions"].items()]
     rows.append(("time", f"{results['seconds']:.0f} s"))
-    cells = [[html.escape(name.replace("_", " ")), html.escape(text)] for name, text in rows]
-    return page.table(["Setting", "Value"], cells, "Everything needed to repeat it.", 2)
+    return page.record(rows)
 
 
 def _formula(formula: str) -> str:
@@ -253,15 +252,11 @@ def charges_text(charges: Mapping[str, int] | None, common: bool = True) -> str:
     )
 
 
-def with_error(value: float | None, error: float | None) -> str:
+def with_error(value: float | None, error: float | None = None) -> str:
     """Return ``1.23 ± 0.20``, or a dash where nothing is known."""
     if value is None:
         return "–"
     return f"{value:.2f}" if error is None else f"{value:.2f} ± {error:.2f}"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
 
 
 def _percent(value: float | None) -> str:

@@ -305,5 +305,4 @@ def _record(results: Mapping[str, Any]) -> str:
     rows = [(name, str(value)) for name, value in results["settings"].items()]
     rows += [("oracle", results["oracle"]), ("python", results["python"])]
     rows += [(name, str(v)) for name, v in results["versions"].items()]
-    cells = [[html.escape(name.replace("_", " ")), html.escape(text)] for name, text in rows]
-    return page.table(["Setting", "Value"], cells, "Everything needed to repeat it.", 2)
+    return page.record(rows)

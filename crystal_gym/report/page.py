@@ -20,10 +20,10 @@ from typing import Any
 from crystal_gym.files import atomic_path
 
 __all__ = [
-    "columns",
     "crystal_viewer",
     "figure",
     "paragraph",
+    "record",
     "section",
     "table",
     "write_page",
@@ -73,11 +73,6 @@ def paragraph(text: str) -> str:
     return f"<p>{html.escape(text)}</p>"
 
 
-def columns(*parts: str) -> str:
-    """Return HTML parts side by side where the screen is wide enough."""
-    return f'<div class="columns">{"".join(f"<div>{p}</div>" for p in parts)}</div>'
-
-
 def table(
     header: Sequence[str], rows: Sequence[Sequence[str]], caption: str, text_columns: int = 1
 ) -> str:
@@ -103,6 +98,12 @@ def table(
         f"<table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def record(rows: Sequence[tuple[str, str]]) -> str:
+    """Return the table of names (underscores are blanks) and values, plain text, of a run."""
+    cells = [[html.escape(name.replace("_", " ")), html.escape(text)] for name, text in rows]
+    return table(["Setting", "Value"], cells, "Everything needed to repeat it.", 2)
 
 
 def figure(data: Sequence[Mapping[str, Any]], layout: Mapping[str, Any], caption: str) -> str:
