@@ -41,7 +41,7 @@ policy: $(VENV)/ready
 	$(BIN)/python scripts/bundle_policy.py runs/c-cql-hindsight-0
 
 surrogate: $(VENV)/ready
-	$(TRAIN) surrogate --steps 2000 -o runs/surrogate
+	$(TRAIN) surrogate --table mp20-metals --steps 2000 --evaluate-every 500 -o runs/surrogate
 	$(BIN)/python scripts/bundle_surrogate.py runs/surrogate
 
 # torch first and by version: a range would pull gigabytes of CUDA packages.

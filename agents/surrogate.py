@@ -221,18 +221,19 @@ class Surrogate(nn.Module):
 
     def calibrate(
         self,
-        training_rows: NDArray[np.float32],
-        held_out_rows: NDArray[np.float32],
+        training_rows: Sequence[NDArray[np.float32]],
+        held_out_rows: Sequence[NDArray[np.float32]],
         labels: NDArray[np.float64],
     ) -> SurrogateScores:
         """Fit standard deviations and the warning to crystals that no member learned from.
 
         Args:
-            training_rows: Rows of the crystals that were learned from.
-            held_out_rows: Rows of crystals that were not, ``(K, D)``.
-            labels: Their gaps (eV) and formation energies (eV/atom), ``(K, 2)``.
+            training_rows: Rows of the crystals that were learned from, of each origin.
+            held_out_rows: Rows of crystals that were not, of each origin.
+            labels: Gaps (eV) and formation energies (eV/atom) of the first origin's, ``(K, 2)``;
+                the standard deviations are fitted to these.
         """
-        learned = self._say(training_rows)
+        learned = _Said.joined([self._say(rows) for rows in training_rows])
         self.feature_mean.copy_(torch.from_numpy(learned.features.mean(0)))
         covariance = np.cov(learned.features, rowvar=False)
         # Directions in which nothing varied may not decide: a crystal is not strange for them.
@@ -241,8 +242,9 @@ class Surrogate(nn.Module):
         self.lowest.copy_(torch.from_numpy(learned.extent.min(0)))
         self.highest.copy_(torch.from_numpy(learned.extent.max(0)))
         self.elements.copy_(torch.from_numpy(learned.elements.any(0)))
-        said = self._say(held_out_rows)
-        self.usual_distance.fill_(float(np.percentile(self._distance(said.features), _UNLIKE)))
+        said, *others = [self._say(rows) for rows in held_out_rows]
+        distances = self._distance(_Said.joined([said, *others]).features)
+        self.usual_distance.fill_(float(np.percentile(distances, _UNLIKE)))
         error = np.abs(said.values - labels)
         ratio = np.percentile(error / said.spread, _ONE_SIGMA, axis=0)
         self.factor.copy_(torch.from_numpy(ratio))
@@ -265,12 +267,7 @@ class Surrogate(nn.Module):
             part = torch.from_numpy(np.ascontiguousarray(rows[first : first + _CHUNK]))
             batch = rows_to_batch(part.to(self.factor.device))
             parts.append(self._say_of(batch))
-        return _Said(
-            *(
-                np.concatenate([getattr(p, f.name) for p in parts])
-                for f in dataclasses.fields(_Said)
-            )
-        )
+        return _Said.joined(parts)
 
     def _say_of(self, batch: GraphBatch) -> _Said:
         found = [member(batch) for member in self.members]
@@ -302,6 +299,11 @@ class _Said:
     extent: NDArray[np.float32]
     elements: NDArray[np.bool_]
     beyond: NDArray[np.bool_]
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Said]) -> _Said:
+        names = [f.name for f in dataclasses.fields(cls)]
+        return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
 
 
 def _extent(batch: GraphBatch) -> Tensor:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from crystal_gym.agents.batch import rows_to_batch
+from crystal_gym.agents.batch import GraphBatch, rows_to_batch
 from crystal_gym.agents.optimizers import MuonFactory
 from crystal_gym.agents.runs import (
     RunLog,
@@ -50,11 +50,15 @@ from crystal_gym.datasets.trajectories import Trajectories
 from crystal_gym.envs.observations import compact_rows
 from crystal_gym.files import atomic_path
 from crystal_gym.interrupts import noted_interrupts
+from crystal_gym.oracles import PropertyTable, Status, load_table
 
 __all__ = ["LabelledCrystals", "SurrogateConfig", "train_surrogate"]
 
 _POOL = 8
 """Batches are drawn by size of the crystal within so many: padding is a third of the work else."""
+_TABLE_SHARE = 0.5
+"""Crystals of the table in a step, for each of the dataset."""
+_OF_TABLE = "table_metal_accuracy"
 _ENERGY_WEIGHT, _METAL_WEIGHT, _SCALE_WEIGHT = 4.0, 0.5, 0.1
 """Of the losses beside the gap's: an error of 0.05 eV/atom weighs as one of 0.2 eV in the gap."""
 
@@ -65,8 +69,11 @@ class SurrogateConfig:
 
     Attributes:
         dataset: Minari id; each of its labelled crystals is used once.
-        held_out: Share of its crystals that no member learns from: the standard deviations and the
-            warning of unlike crystals are calibrated on them.
+        table: Name or path of a property table (:func:`crystal_gym.oracles.load_table`) whose
+            crystals are learned from as well; every step sees one for two of the dataset. What it
+            does not know, such as energies of ``mp20-metals``, it does not teach. Empty for none.
+        held_out: Share of the crystals of either that no member learns from: the standard
+            deviations are calibrated on the dataset's, the warning of unlike crystals on both.
         members: Networks of the ensemble. They differ in their random start.
         width: Features of a site.
         layers: Rounds of attention and messages.
@@ -88,6 +95,7 @@ class SurrogateConfig:
     """
 
     dataset: str = "crystal-mp20-v0"
+    table: str = ""
     held_out: float = 0.08
     members: int = 4
     width: int = 96
@@ -132,8 +140,8 @@ class LabelledCrystals:
     Attributes:
         rows: Compact rows whose focus is no site, float32 ``(K, D)``.
         n_sites: int64 ``(K,)``.
-        band_gap_ev: float64 ``(K,)``.
-        formation_energy_ev_per_atom: float64 ``(K,)``.
+        band_gap_ev: float64 ``(K,)``, NaN where unknown.
+        formation_energy_ev_per_atom: float64 ``(K,)``, NaN where unknown.
     """
 
     rows: NDArray[np.float32]
@@ -156,6 +164,22 @@ class LabelledCrystals:
             data.formation_energy_ev_per_atom[first],
         )
 
+    @classmethod
+    def of_table(cls, table: PropertyTable) -> LabelledCrystals:
+        """Return every entry of which the gap or the formation energy is known."""
+        gap, energy = table.band_gap_ev, table.formation_energy_ev_per_atom
+        usable = (table.status == Status.OK.value) & ~(np.isnan(gap) & np.isnan(energy))
+        table = table.of_entries(np.flatnonzero(usable))
+        n_sites = table.skeletons.n_sites[table.skeleton]
+        tokens = np.zeros((len(table), table.skeletons.max_sites), np.int16)
+        tokens[np.arange(tokens.shape[1]) < n_sites[:, None]] = table.tokens
+        return cls(
+            compact_rows(table.skeletons, table.skeleton, tokens, n_sites, None),
+            n_sites,
+            table.band_gap_ev,
+            table.formation_energy_ev_per_atom,
+        )
+
     def subset(self, which: NDArray[np.integer]) -> LabelledCrystals:
         """Return some crystals by number."""
         return LabelledCrystals(
@@ -164,7 +188,7 @@ class LabelledCrystals:
 
     @cached_property
     def labels(self) -> Tensor:
-        """Gap (eV) and formation energy (eV/atom), float32 ``(K, 2)``."""
+        """Gap (eV) and formation energy (eV/atom), float32 ``(K, 2)``, NaN where unknown."""
         both = np.column_stack([self.band_gap_ev, self.formation_energy_ev_per_atom])
         return torch.from_numpy(both.astype(np.float32))
 
@@ -209,6 +233,37 @@ def train_surrogate(
         run.close()
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Crystals of one origin: learned from, held out, and how many a step sees."""
+
+    training: LabelledCrystals
+    held_out: LabelledCrystals
+    batch_size: int
+
+    @classmethod
+    def of(
+        cls, crystals: LabelledCrystals, origin: str, config: SurrogateConfig, batch_size: int
+    ) -> _Part:
+        order = np.random.default_rng([config.seed, 0]).permutation(len(crystals))
+        n_held_out = round(config.held_out * len(crystals))
+        if n_held_out < 2 or len(crystals) - n_held_out < 2:
+            raise ValueError(
+                f"{origin} has {len(crystals)} crystals, of which held_out="
+                f"{config.held_out:g} leaves {n_held_out} to calibrate on: expected at least 2 on "
+                "either side"
+            )
+        held_out = crystals.subset(np.sort(order[:n_held_out]))
+        return cls(crystals.subset(np.sort(order[n_held_out:])), held_out, batch_size)
+
+    def batch(self, config: SurrogateConfig, step: int, device: str) -> tuple[GraphBatch, Tensor]:
+        """Return the crystals of a step and their labels ``(batch_size, 2)``."""
+        sizes = self.training.n_sites
+        numbers = _numbers_of_step(sizes, self.batch_size, config.seed, step)
+        rows = torch.from_numpy(self.training.rows[numbers]).to(device)
+        return rows_to_batch(rows), self.training.labels[torch.from_numpy(numbers)].to(device)
+
+
 class _Run(TrainingRun):
     """The state of a surrogate's run."""
 
@@ -219,22 +274,18 @@ class _Run(TrainingRun):
         self.config, self.folder = config, folder
         self.device = pick_device(config.device)
         crystals = LabelledCrystals.of_trajectories(load_trajectories(config.dataset))
-        order = np.random.default_rng([config.seed, 0]).permutation(len(crystals))
-        n_held_out = round(config.held_out * len(crystals))
-        if n_held_out < 2 or len(crystals) - n_held_out < 2:
-            raise ValueError(
-                f"dataset={config.dataset!r} has {len(crystals)} crystals, of which held_out="
-                f"{config.held_out:g} leaves {n_held_out} to calibrate on: expected at least 2 on "
-                "either side"
-            )
+        size = config.batch_size
+        self.parts = [_Part.of(crystals, f"dataset={config.dataset!r}", config, size)]
+        if config.table:
+            crystals = LabelledCrystals.of_table(load_table(config.table))
+            size = max(1, round(_TABLE_SHARE * size))
+            self.parts.append(_Part.of(crystals, f"table={config.table!r}", config, size))
         claim_folder(config, folder, self.device)
-        self.held_out = crystals.subset(np.sort(order[:n_held_out]))
-        self.training = crystals.subset(np.sort(order[n_held_out:]))
         d3rlpy.seed(config.seed)
         self.network = Surrogate(
             config.members, config.width, config.layers, config.heads, config.dropout
         ).to(self.device)
-        self.network.start_from_mean(self.training.labels.mean(0))
+        self.network.start_from_mean(self.parts[0].training.labels.mean(0))
         self.averaged = copy.deepcopy(self.network).requires_grad_(False)
         prepare_network(self.network, config.precision, config.compile, self.device)
         modules = list(self.network.members.named_modules())
@@ -242,21 +293,22 @@ class _Run(TrainingRun):
         self.optimizer = optimizer
         self.schedule = WarmupCosineFactory(config.warmup, config.steps).create(optimizer)
         self.scores: SurrogateScores | None = None
-        names = tuple(f.name for f in dataclasses.fields(SurrogateScores))
-        self.log = RunLog(folder, names)
+        names = [f.name for f in dataclasses.fields(SurrogateScores)]
+        self.log = RunLog(folder, (*names, *([_OF_TABLE] if config.table else [])))
 
     def update(self) -> dict[str, float]:
         """Take a gradient step of every member; return the mean losses."""
-        numbers = _numbers_of_step(self.training.n_sites, self.config, self.step)
-        batch = rows_to_batch(torch.from_numpy(self.training.rows[numbers]).to(self.device))
-        labels = self.training.labels[torch.from_numpy(numbers)].to(self.device)
-        parts: list[dict[str, Tensor]] = []
+        batches = [part.batch(self.config, self.step, self.device) for part in self.parts]
+        seen: list[dict[str, Tensor]] = []
         self.network.train()
         for member in self.network.members:
-            losses = _losses(member(batch), labels)
+            losses, *of_table = (_losses(member(batch), labels) for batch, labels in batches)
+            if of_table:
+                table_loss = torch.stack(list(of_table[0].values())).sum()
+                losses["table_loss"] = _TABLE_SHARE * table_loss
             torch.stack(list(losses.values())).sum().backward()
-            parts.append(losses)
-        found = {k: float(torch.stack([p[k].detach() for p in parts]).mean()) for k in parts[0]}
+            seen.append(losses)
+        found = {k: float(torch.stack([s[k].detach() for s in seen]).mean()) for k in seen[0]}
         kept = f"the state that was stored last is kept in {self.folder}"
         require_finite(found, self.config, self.step, kept)
         for member in self.network.members:  # one that strays does not slow the others
@@ -268,19 +320,35 @@ class _Run(TrainingRun):
 
     def evaluate(self) -> dict[str, float]:
         """Calibrate and store what is there; return its measures on the held-out crystals."""
+        held_out = self.parts[0].held_out
         scores = self.scores = self.averaged.calibrate(
-            self.training.rows, self.held_out.rows, self.held_out.labels.double().numpy()
+            [part.training.rows for part in self.parts],
+            [part.held_out.rows for part in self.parts],
+            held_out.labels.double().numpy(),
         )
         metadata = {
             "settings": dataclasses.asdict(self.config),
             "step": self.step,
             "seconds": round(self.seconds, 1),
-            "training_crystals": len(self.training),
-            "held_out_crystals": len(self.held_out),
+            "training_crystals": len(self.parts[0].training),
+            "held_out_crystals": len(held_out),
             "held_out": dataclasses.asdict(scores),
         }
+        measures = dataclasses.asdict(scores)
+        for part in self.parts[1:]:
+            measures[_OF_TABLE] = self._metal_accuracy(part.held_out)
+            metadata["table"] = {
+                "training_crystals": len(part.training),
+                "held_out_crystals": len(part.held_out),
+                "metal_accuracy": measures[_OF_TABLE],
+            }
         save_surrogate(self.averaged, self.folder / "surrogate", metadata)
-        return dataclasses.asdict(scores)
+        return measures
+
+    def _metal_accuracy(self, crystals: LabelledCrystals) -> float:
+        known = crystals.subset(np.flatnonzero(~np.isnan(crystals.band_gap_ev)))
+        said = self.averaged.predict(known.rows).metal_probability > 0.5
+        return float(np.mean(said == (known.band_gap_ev == 0)))
 
     def save(self) -> None:
         """Write a checkpoint, whole or not at all."""
@@ -314,28 +382,34 @@ def _losses(found: MemberOutput, labels: Tensor) -> dict[str, Tensor]:
     """Return the losses of a member against labels ``(B, 2)``.
 
     The scales follow the errors that are made; the predictions do not follow the scales, which
-    would let the network give up on what is hard.
+    would let the network give up on what is hard. A label that is NaN has no part in it.
     """
-    error = torch.stack([found.gap, found.energy], 1).sub(labels).abs()
+    said, known = torch.stack([found.gap, found.energy], 1), ~labels.isnan()
+    number = known.sum(0).clamp(min=1)
+    error = said.sub(torch.where(known, labels, said.detach())).abs()
     scale = found.log_scale + error.detach() * torch.exp(-found.log_scale)
-    metal = F.binary_cross_entropy_with_logits(found.metal_logit, (labels[:, 0] == 0).float())
-    gap, energy = error.mean(0)
+    scale = scale.mul(known).sum(0) / number
+    is_metal = (labels[:, 0] == 0).float()
+    metal = F.binary_cross_entropy_with_logits(
+        found.metal_logit, is_metal, known[:, 0].float(), reduction="sum"
+    )
+    gap, energy = error.sum(0) / number
     return {
         "gap_loss": gap,
         "energy_loss": _ENERGY_WEIGHT * energy,
-        "metal_loss": _METAL_WEIGHT * metal,
-        "scale_loss": _SCALE_WEIGHT * scale.sum(1).mean(),
+        "metal_loss": _METAL_WEIGHT * metal / number[0],
+        "scale_loss": _SCALE_WEIGHT * scale.sum(),
     }
 
 
 def _numbers_of_step(
-    n_sites: NDArray[np.int64], config: SurrogateConfig, step: int
+    n_sites: NDArray[np.int64], batch_size: int, seed: int, step: int
 ) -> NDArray[np.int64]:
     """Return the crystals of a step, ``(batch_size,)``: a function of seed and step alone."""
-    size = min(config.batch_size, len(n_sites))
+    size = min(batch_size, len(n_sites))
     a_pass = len(n_sites) // size
     epoch, place = divmod(step, a_pass)
-    generator = np.random.default_rng([config.seed, 1, epoch])
+    generator = np.random.default_rng([seed, 1, epoch])
     order = generator.permutation(len(n_sites))[: a_pass * size]
     batches = []
     for first in range(0, len(order), _POOL * size):

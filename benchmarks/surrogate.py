@@ -16,6 +16,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 
 from crystal_gym.agents.surrogate import load_surrogate
 from crystal_gym.agents.surrogate_training import LabelledCrystals
@@ -62,6 +63,7 @@ def main() -> None:
         "measures_with_95_percent_intervals": measured,
         "share_of_metals": zero,
         "settings": metadata.get("settings"),
+        "table": metadata.get("table"),
         "training_minutes": round(metadata.get("seconds", 0.0) / 60, 1),
         "predictions_per_cpu_s": round(rate),
         "unlike_training": float(found.unlike_training.mean()),
@@ -74,11 +76,17 @@ def main() -> None:
     print(
         f"{rate:.0f} predictions/CPU-s; {100 * found.unlike_training.mean():.1f}% unlike training\n"
     )
+    if table := metadata.get("table"):
+        print(
+            f"of the table {metadata['settings']['table']}: a gap or none is right for "
+            f"{100 * table['metal_accuracy']:.1f}% of {table['held_out_crystals']:,} crystals that "
+            "were held out\n"
+        )
     for column, kind in enumerate(KINDS):
         rows, bins = reliability(errors[:, column], stds[:, column])
         z = errors[:, column] / stds[:, column]
         within = [float((z <= k).mean()) for k in (1, 2)]
-        rank = float(spearman(errors[:, column], stds[:, column]))
+        rank = float(spearmanr(errors[:, column], stds[:, column]).statistic)
         result["calibration"][kind] = {
             "within_1_std": within[0],
             "within_2_std": within[1],
@@ -98,11 +106,6 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "surrogate.json").write_text(json.dumps(result, indent=1) + "\n")
     draw(values, labels, result, options.output / "surrogate.png")
-
-
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    ranks = [np.argsort(np.argsort(x)) for x in (a, b)]
-    return np.corrcoef(ranks)[0, 1]
 
 
 def reliability(errors: np.ndarray, stds: np.ndarray) -> tuple[list[list[str]], list[dict]]:

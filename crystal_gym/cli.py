@@ -143,7 +143,7 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     fetching.set_defaults(run=_data_fetch)
 
     building = actions.add_parser("build", help="write Minari datasets")
-    building.add_argument("what", choices=["mini", "mp20", "tabular"])
+    building.add_argument("what", choices=["mini", "mp20", "mp20-metals", "tabular"])
     building.add_argument(
         "--from",
         dest="source",
@@ -212,6 +212,7 @@ _TRAIN_SETTINGS: dict[str, type] = {
     **dict.fromkeys(("gamma", "averaging", "balance", "reorder"), float),
     **dict.fromkeys(("start_from", "device", "precision", "compile"), str),
     # of the surrogate alone
+    "table": str,
     **dict.fromkeys(("members", "width", "layers", "heads"), int),
     **dict.fromkeys(("held_out", "dropout"), float),
 }
@@ -506,11 +507,15 @@ def _data_list(options: argparse.Namespace) -> None:
 
     from crystal_gym.evaluation.report import markdown_table
     from crystal_gym.files import raw_data_dir
-    from crystal_gym.sets import BUNDLED, load_skeletons
+    from crystal_gym.sets import BUNDLED, TABLES, load_skeletons, table_dir
 
     rows = [["what", "skeletons", "episodes", "size", "where"]]
     for name in BUNDLED:
         rows.append([name, f"{len(load_skeletons(name)):,}", "", "", "bundled"])
+    for name in TABLES:
+        if (table_dir(name) / "table.npz").exists():
+            size = _size(table_dir(name) / "table.npz")
+            rows.append([name, f"{len(load_skeletons(name)):,}", "", size, "property table"])
     for dataset_id, metadata in minari.list_local_datasets().items():
         if dataset_id.startswith("crystal-"):
             rows.append(_dataset_row(dataset_id, metadata))
@@ -555,11 +560,18 @@ def _data_fetch(options: argparse.Namespace) -> None:
 
 
 def _data_build(options: argparse.Namespace) -> None:
-    from crystal_gym.datasets.build import build_mini, build_mp20, build_tabular
+    from crystal_gym.datasets.build import build_metals, build_mini, build_mp20, build_tabular
 
     if options.what in ("mini", "tabular"):
         build = build_mini if options.what == "mini" else build_tabular
         print(build(progress=True))
+        return
+    if options.what == "mp20-metals":
+        print(
+            build_metals(
+                options.source, limit=options.limit, workers=options.workers, progress=True
+            )
+        )
         return
     for report in build_mp20(
         options.source, limit=options.limit, workers=options.workers, progress=True

@@ -5,6 +5,8 @@
 ``mp20``, ``mp20-val``
     In the folder of the Minari dataset ``crystal-mp20-v0`` or ``crystal-mp20-val-v0``, so that a
     dataset and its skeletons travel together.
+``mp20-metals``
+    In the user's cache: metals of MP-20, gaps of 0 without energies.
 the id of a local Minari dataset
     The skeletons in its folder, such as ``crystal-mini-v0``.
 a path
@@ -35,6 +37,7 @@ __all__ = [
     "load_skeleton_file",
     "load_skeletons",
     "set_dir",
+    "table_dir",
 ]
 
 DATASETS = {
@@ -44,6 +47,9 @@ DATASETS = {
 """Skeleton sets that come with a Minari dataset, and its id."""
 
 BUNDLED = ("mini", "tabular")
+
+TABLES = ("mp20-metals",)
+"""Skeleton sets with a property table that no Minari dataset goes with."""
 
 _DATASET_ID = re.compile(r"([-\w]+/)*[-\w]+-v\d+")
 
@@ -65,6 +71,11 @@ def dataset_dir(dataset_id: str) -> Path:
     return Path(get_dataset_path(dataset_id)) / "data"
 
 
+def table_dir(name: str) -> Path:
+    """Return the folder of a property table that ``crystal-gym data build`` wrote."""
+    return cache_dir() / "tables" / name
+
+
 def _skeleton_file(dataset_id: str) -> Path:
     return dataset_dir(dataset_id) / "skeletons.npz"
 
@@ -73,7 +84,7 @@ def is_named_set(source: Any) -> bool:
     """Return whether ``source`` is the name of a set, or of a local dataset with skeletons."""
     if not isinstance(source, str):
         return False
-    if source in BUNDLED or source in DATASETS:
+    if source in BUNDLED or source in DATASETS or source in TABLES:
         return True
     return bool(_DATASET_ID.fullmatch(source)) and _skeleton_file(source).exists()
 
@@ -86,11 +97,15 @@ def set_dir(name: str) -> Path:
     """
     if name in BUNDLED:
         return bundled_dir(name)
-    folder = dataset_dir(DATASETS.get(name, name))
+    if name in TABLES:
+        folder, what, where = table_dir(name), name, f"in {table_dir(name)}"
+    else:
+        dataset_id = DATASETS.get(name, name)
+        folder, what, where = dataset_dir(dataset_id), "mp20", f"with the dataset {dataset_id}"
     if not (folder / "skeletons.npz").exists():
         raise ValueError(
-            f"the skeleton set {name!r} is not built on this machine: expected it with the "
-            f"dataset {DATASETS.get(name, name)}; run `crystal-gym data build mp20` first"
+            f"the skeleton set {name!r} is not built on this machine: expected it {where}; "
+            f"run `crystal-gym data build {what}` first"
         )
     return folder
 
@@ -99,7 +114,7 @@ def load_skeletons(source: Any) -> SkeletonSet:
     """Return a skeleton set.
 
     Args:
-        source: A name (``"mini"``, ``"tabular"``, ``"mp20"``, ``"mp20-val"``), a path to
+        source: A name (``"mini"``, ``"tabular"``, ``"mp20"``, ``"mp20-val"``, ...), a path to
             structures or to a ``skeletons.npz``, a :class:`SkeletonSet`, one Structure or Atoms,
             or a sequence.
 
@@ -119,7 +134,8 @@ def load_skeletons(source: Any) -> SkeletonSet:
     if not isinstance(source, Sequence) or isinstance(source, str):
         raise TypeError(
             f"skeletons={source!r} of type {type(source).__name__} is not understood: expected one "
-            f"of {', '.join([*BUNDLED, *DATASETS])}, a path, or structures (pymatgen or ASE)"
+            f"of {', '.join([*BUNDLED, *DATASETS, *TABLES])}, a path, or structures (pymatgen "
+            "or ASE)"
         )
     if source and all(isinstance(s, (str, Path)) for s in source):
         return _build([pair for path in source for pair in _read(Path(path))])
@@ -142,7 +158,7 @@ def _is_structure(source: Any) -> bool:
 
 def _load_path(path: Path) -> SkeletonSet:
     if not path.exists():
-        names = ", ".join([*BUNDLED, *DATASETS])
+        names = ", ".join([*BUNDLED, *DATASETS, *TABLES])
         raise ValueError(
             f"skeletons={str(path)!r} is neither a known set nor an existing path: expected one "
             f"of {names}, a structure file or folder, or a list of structures"

@@ -30,6 +30,7 @@ from crystal_gym.agents import (  # noqa: E402
     MEGNetEncoderFactory,
     load_policy,
     load_saved_policy,
+    native,
     rows_to_batch,
     save_policy,
 )
@@ -206,8 +207,18 @@ def naive_features(net: MEGNet, skeletons: SkeletonSet, rows: np.ndarray) -> tor
     return torch.stack(features)
 
 
+@pytest.fixture(params=["in C", "fast", "plain"])
+def activation(request, monkeypatch):
+    """Let networks use one of the three forms of the activation."""
+    in_c = native._compiled() if request.param == "in C" else None
+    if request.param == "in C" and in_c is None:
+        pytest.skip("there is no C compiler")
+    form = K._Activation(request.param != "plain", in_c)
+    monkeypatch.setattr(K._Activation, "on", lambda _: form)
+
+
 @pytest.mark.parametrize("focus", ["node", "index"])
-def test_equals_naive_network(focus):
+def test_equals_naive_network(focus, activation):
     skeletons = random_set()
     rows = random_rows(skeletons)
     net = MEGNet(focus)
@@ -222,9 +233,7 @@ def test_equals_naive_network(focus):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * scale + 1e-6, msg=name)
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_activation_is_exact_at_any_size(fast, monkeypatch):
-    monkeypatch.setattr(K._Activation, "on", lambda _: K._Activation(fast))
+def test_activation_is_exact_at_any_size(activation):
     identity, zero = torch.eye(1), torch.zeros(1)
     for x in ([-1e4, -90.0, -1.0, 0.0, 1e-3, 30.0], [-500.0, 82.0, 83.5, 90.0, 1e4]):
         x = torch.tensor(x)[:, None].requires_grad_()
@@ -233,6 +242,36 @@ def test_activation_is_exact_at_any_size(fast, monkeypatch):
         exact = x.detach().double()
         torch.testing.assert_close(y.double(), softplus(exact) - np.log(2), rtol=1e-6, atol=2e-7)
         torch.testing.assert_close(x.grad.double(), exact.sigmoid(), rtol=1e-6, atol=2e-7)
+
+
+def test_what_is_not_finite_stays_so(activation):
+    x = torch.tensor([[1.0, float("nan")], [float("inf"), 0.0]])
+    y = K.mlp(x, torch.eye(2), torch.zeros(2))
+    # A row with a NaN is one in both columns of a product.
+    assert not y.isfinite().all(1).any()
+
+
+def test_activation_is_in_c_where_that_pays(monkeypatch, tmp_path):
+    x, threads = torch.zeros(1), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        native._compiled.cache_clear()
+        if shutil.which("cc"):
+            assert native.activation_in_c(x) is not None
+        assert native.activation_in_c(x.double()) is None
+        torch.set_num_threads(3)
+        assert native.activation_in_c(x) is None
+        torch.set_num_threads(1)
+        broken = tmp_path / "broken-cc"
+        broken.write_text("#!/bin/sh\nexit 1\n")
+        broken.chmod(0o755)
+        for compiler in ("no-such-compiler", str(broken)):
+            monkeypatch.setenv("CC", compiler)
+            native._compiled.cache_clear()
+            assert native.activation_in_c(x) is None
+    finally:
+        torch.set_num_threads(threads)
+        native._compiled.cache_clear()
 
 
 def test_blocks_of_rows_change_nothing(monkeypatch):

@@ -29,12 +29,13 @@ from crystal_gym.datasets.trajectories import (
 from crystal_gym.files import raw_data_dir
 from crystal_gym.oracles import Properties, PropertyTable, Status, load_table
 from crystal_gym.oracles.table import table_of_fillings
-from crystal_gym.sets import DATASETS, geometry_cache
+from crystal_gym.sets import DATASETS, geometry_cache, table_dir
 from crystal_gym.skeletons import Cell, SkeletonSet, build_skeletons, process_pool
 from crystal_gym.structures import cell_from_structure, parse_cif
 
 __all__ = [
     "BuildReport",
+    "build_metals",
     "build_mini",
     "build_mini_set",
     "build_mp20",
@@ -94,11 +95,14 @@ class BuildReport:
             f"{self.dataset_id}: {self.crystals:,} crystals, {self.episodes:,} episodes, "
             f"{self.transitions:,} transitions in {self.path}"
         )
-        if self.problems:
-            some = list(self.problems.items())[:5]
-            listed = "; ".join(f"{name}: {reason}" for name, reason in some)
-            text += f"\n  left out {len(self.problems)}: {listed}"
-        return text
+        return text + _left_out(self.problems)
+
+
+def _left_out(problems: dict[str, str]) -> str:
+    if not problems:
+        return ""
+    listed = "; ".join(f"{name}: {reason}" for name, reason in list(problems.items())[:5])
+    return f"\n  left out {len(problems)}: {listed}"
 
 
 def build_mp20(
@@ -153,6 +157,45 @@ def build_mini(progress: bool = False) -> BuildReport:
     """Write ``crystal-mini-v0`` from the bundled set."""
     table = load_table("mini")
     return _publish(_CARDS["mini"], table, plan_trajectories(table), {}, progress)
+
+
+def build_metals(
+    source: Path | str | None = None,
+    *,
+    limit: int | None = None,
+    workers: int | None = None,
+    progress: bool = False,
+) -> str:
+    """Write the property table ``mp20-metals``: gaps of 0, and no energies.
+
+    It is no Minari dataset, since a reward needs an energy; a surrogate learns from it which
+    crystals have no gap (``SurrogateConfig.table``).
+
+    Args:
+        source: Folder with ``mp20/`` and ``qe/``; defaults to :func:`raw_data_dir`.
+        limit: Only the first, for a try; the table is then called ``mp20-metals-first200`` and so
+            on.
+        workers: Processes; defaults to the cores at hand.
+        progress: Show progress bars on standard error.
+
+    Returns:
+        What was written, in words.
+
+    Raises:
+        FileNotFoundError: If a source file is missing.
+        ValueError: If one is damaged.
+    """
+    folder = Path(source) if source is not None else raw_data_dir()
+    table, problems = labelled_table(
+        folder, "metals", limit=limit, workers=workers, progress=progress
+    )
+    name = "mp20-metals" if limit is None else f"mp20-metals-first{limit}"
+    goal = table_dir(name)
+    goal.mkdir(parents=True, exist_ok=True)
+    table.skeletons.save(goal / "skeletons.npz")
+    table.save(goal / "table.npz")
+    text = f"{name}: {len(table):,} crystals with a gap of 0 and no energies in {goal}"
+    return text + _left_out(problems)
 
 
 _EPISODES_PER_SKELETON = 200
@@ -219,13 +262,14 @@ def labelled_table(
 
     Args:
         folder: With ``mp20/{split}.csv.gz`` (or ``.csv``) and ``qe/``.
-        split: ``"train"`` or ``"val"``.
+        split: ``"train"``, ``"val"``, or ``"metals"`` for those of the training split.
         limit: Only the first labelled crystals.
         workers: Processes.
         progress: Show progress bars.
     """
     folder = Path(folder)
-    rows, row_problems = read_cdvae_csv(_csv_path(folder, split))
+    csv_split = "train" if split == "metals" else split
+    rows, row_problems = read_cdvae_csv(_csv_path(folder, csv_split))
     by_position = {row.position: row for row in rows}
     labels = read_labels(folder, split)[:limit]
     problems = {

@@ -56,6 +56,12 @@ MP20_FILES: tuple[SourceFile, ...] = (
         f"{_DESIGN}/c75e7ea4df37a272036c5e0e084609702789c460/crystal_design/files/FE_dict_nm.pkl",
         "84da7b23a9af22256cc002b19f0063a1277c56123b021e71ee84495439776f32",
     ),
+    # Which rows are metals; no public address is known.
+    SourceFile(
+        "qe/release/TE_bg_dict_m.pkl",
+        None,
+        "2ee463765a498e2a7308530eb1576e0c7546e18e3c19bf8d420cd6209487e248",
+    ),
     # Both splits in one table; the published record holds the validation labels only inside
     # calculation outputs, so there is no address to take it from.
     SourceFile("qe/labels.csv.gz", None),

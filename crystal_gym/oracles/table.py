@@ -16,7 +16,7 @@ from crystal_gym.elements import N_ELEMENTS, formula_counts
 from crystal_gym.files import DAMAGED_NPZ, open_npz, save_npz
 from crystal_gym.oracles.base import Filling, Properties, Status
 from crystal_gym.ragged import run_starts, take_runs
-from crystal_gym.sets import BUNDLED, DATASETS, is_named_set, load_skeleton_file, set_dir
+from crystal_gym.sets import BUNDLED, DATASETS, TABLES, is_named_set, load_skeleton_file, set_dir
 from crystal_gym.skeletons import Skeleton, SkeletonSet
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def load_table(source: Path | str) -> PropertyTable:
     if not path.exists() or not path.with_name("skeletons.npz").exists():
         raise ValueError(
             f"oracle={str(source)!r} is neither a known table nor an existing path: expected "
-            f"one of table, espresso, surrogate, {', '.join([*BUNDLED, *DATASETS])}, or a "
+            f"one of table, espresso, surrogate, {', '.join([*BUNDLED, *DATASETS, *TABLES])}, or a "
             "table.npz beside its skeletons.npz"
         )
     return _load_unchanged(path, path.stat().st_mtime_ns)
