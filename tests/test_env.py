@@ -484,7 +484,7 @@ def test_a_bad_target_is_refused(target, error, message):
         ({"skeletons": "no-such-set"}, ValueError, "'no-such-set' is neither a known set nor"),
         ({"skeletons": []}, ValueError, "needs at least one structure"),
         ({"skeletons": 3}, TypeError, "type int is not understood"),
-        ({"oracle": "no-such"}, ValueError, "oracle='no-such' is neither a known table"),
+        ({"oracle": "no-such"}, ValueError, "'no-such' is neither a known table"),
         ({"oracle": 3}, TypeError, r"oracle=3 has no evaluate\(structures\)"),
         ({"observation": "picture"}, ValueError, "observation='picture' is unknown: .* graph"),
         ({"mask": "none"}, ValueError, "mask='none' is unknown: expected one of elements"),

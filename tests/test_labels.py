@@ -47,6 +47,27 @@ def test_the_published_pickles_serve_where_there_is_no_table(tmp_path):
     ]
 
 
+def test_metals_have_a_gap_and_no_energy(tmp_path):
+    write_table(tmp_path)
+    release = tmp_path / "qe" / "release"
+    release.mkdir()
+    metals = {9: (0.0, -5e4), 7: (0.0, -1.0), 2: (0.0, -3.0)}  # 7 counts as a nonmetal as well
+    (release / "TE_bg_dict_m.pkl").write_bytes(pickle.dumps(metals))
+    labels = read_labels(tmp_path, "metals")
+    assert [(x.position, x.band_gap_ev) for x in labels] == [(2, 0.0), (9, 0.0)]
+    energies = [(x.total_energy_ry, x.formation_energy_ev_per_atom) for x in labels]
+    assert np.isnan(energies).all()
+    (release / "TE_bg_dict_m.pkl").write_bytes(pickle.dumps({2: 0.0}))
+    with pytest.raises(ValueError, match=r"TE_bg_dict_m\.pkl is damaged"):
+        read_labels(tmp_path, "metals")
+
+
+def test_without_metals_the_error_says_where_they_are_from(tmp_path):
+    write_table(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no public address; name a folder .*--from"):
+        read_labels(tmp_path, "metals")
+
+
 def test_without_labels_the_error_says_how_to_get_them(tmp_path):
     with pytest.raises(FileNotFoundError, match="no DFT labels for the val split .*data fetch"):
         read_labels(tmp_path, "val")

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import math
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -18,13 +19,15 @@ from made_crystals import NAMES, STRUCTURES, cif_text, eqn_7, species_in
 from pymatgen.analysis.local_env import CrystalNN
 from pymatgen.core import Element, Structure
 
+from crystal_gym.cli import main
 from crystal_gym.datasets import minari_io
 from crystal_gym.datasets.build import build_mini, build_mp20, labelled_table
 from crystal_gym.datasets.minari_io import read_trajectories, write_dataset
 from crystal_gym.datasets.trajectories import plan_trajectories
 from crystal_gym.elements import ELEMENTS
 from crystal_gym.envs.observations import make_form
-from crystal_gym.sets import dataset_dir
+from crystal_gym.oracles import load_table
+from crystal_gym.sets import dataset_dir, load_skeletons
 from crystal_gym.structures import cell_from_structure, parse_cif
 
 METADATA = {
@@ -468,6 +471,26 @@ def test_labels_meet_their_rows_by_position(source_folder, written_rows):
     assert table.skeletons.n_sites.tolist() == [2, 6]
     assert table.band_gap_ev.tolist() == [5.0, 1.25]
     assert table.total_energy_ry.tolist() == [-100.5, -300.25]
+
+
+def test_metals_become_a_table_that_is_known_by_name(
+    source_folder, written_rows, empty_cache, capsys
+):
+    rows, labels = written_rows
+    folder = source_folder(rows, labels[1:])
+    with pytest.raises(ValueError, match="'mp20-metals' is not built.*data build mp20-metals"):
+        load_table("mp20-metals")
+    (folder / "qe" / "release").mkdir()
+    metals = {0: (0.0, -8e3), 1: (0.0, -2.0)}
+    (folder / "qe" / "release" / "TE_bg_dict_m.pkl").write_bytes(pickle.dumps(metals))
+    assert main(["data", "build", "mp20-metals", "--from", str(folder)]) == 0
+    assert "mp20-metals: 2 crystals with a gap of 0 and no energies" in capsys.readouterr().out
+    table = load_table("mp20-metals")
+    assert table.band_gap_ev.tolist() == [0.0, 0.0]
+    assert np.isnan(table.formation_energy_ev_per_atom).all()
+    assert len(load_skeletons("mp20-metals")) == 2
+    assert main(["data", "list"]) == 0
+    assert "mp20-metals" in capsys.readouterr().out
 
 
 def test_a_broken_row_is_reported_by_its_number_and_the_others_are_kept(

@@ -256,7 +256,7 @@ def test_source_order_asks_the_same_table(table):
 
 
 def test_an_unknown_table_is_refused_by_name():
-    with pytest.raises(ValueError, match="oracle='no-table' is neither a known table"):
+    with pytest.raises(ValueError, match="'no-table' is neither a known table"):
         TableOracle("no-table")
 
 

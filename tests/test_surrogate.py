@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 
@@ -16,6 +17,7 @@ torch = pytest.importorskip("torch", reason="the surrogate needs the extra `agen
 from crystal_gym.agents import rows_to_batch  # noqa: E402
 from crystal_gym.agents.surrogate import (  # noqa: E402
     BUNDLED_SURROGATE,
+    MemberOutput,
     Surrogate,
     _extent,
     in_eight_bits,
@@ -25,6 +27,7 @@ from crystal_gym.agents.surrogate import (  # noqa: E402
 from crystal_gym.agents.surrogate_training import (  # noqa: E402
     LabelledCrystals,
     SurrogateConfig,
+    _losses,
     train_surrogate,
 )
 from crystal_gym.cli import main  # noqa: E402
@@ -103,6 +106,71 @@ def test_training_beats_the_mean_on_crystals_not_learned_from(trained, mini):
     # Calibrated on these crystals: 68% of their errors are within one standard deviation.
     within = np.abs(found.band_gap_ev - judged.band_gap_ev) <= found.band_gap_std_ev
     assert within.mean() == pytest.approx(0.6827, abs=1.5 / len(judged))
+
+
+def test_what_is_unknown_teaches_nothing():
+    torch.manual_seed(0)
+    said = [torch.randn(6, requires_grad=True) for _ in range(3)]
+    scale = torch.randn(6, 2, requires_grad=True)
+
+    def losses(rows, labels):
+        metal, gap, energy = (x[rows] for x in said)
+        return _losses(MemberOutput(torch.zeros(6, 1), metal, gap, energy, scale[rows]), labels)
+
+    labels = torch.tensor([[0.0, -1.0], [2.0, -0.5], [0.0, 0.3]])
+    every = torch.cat([labels, torch.tensor([[0.0, torch.nan]] * 3)])
+    found = losses(slice(None), every)
+    # The energy is that of the crystals that have one; the gap that of all.
+    known, filled = losses(slice(3), labels), losses(slice(None), every.nan_to_num(0.0))
+    torch.testing.assert_close(found["energy_loss"], known["energy_loss"])
+    torch.testing.assert_close(found["gap_loss"], filled["gap_loss"])
+    torch.testing.assert_close(found["metal_loss"], filled["metal_loss"])
+    torch.stack(list(found.values())).sum().backward()
+    assert said[2].grad[:3].abs().min() > 0
+    assert (said[2].grad[3:] == 0).all()
+    assert (scale.grad[3:, 1] == 0).all()
+    assert all(x.grad.isfinite().all() for x in (*said, scale))
+
+
+def metals_without_energies(folder):
+    """Write a table of crystals with a gap of 0 and no energies, on skeletons of their own."""
+    table = load_table("tabular")
+    table = table.of_entries(np.arange(0, len(table), 40))
+    unknown = np.full(len(table), np.nan)
+    table = dataclasses.replace(
+        table,
+        band_gap_ev=np.zeros(len(table)),
+        total_energy_ry=unknown,
+        formation_energy_ev_per_atom=unknown,
+        status=np.full(len(table), "ok"),
+    )
+    table.skeletons.save(folder / "skeletons.npz")
+    table.save(folder / "table.npz")
+    return len(table)
+
+
+def test_a_table_is_learned_from_as_well(mini, trained, tmp_path):
+    count = metals_without_energies(tmp_path)
+    config = SurrogateConfig(**TINY, steps=150, table=str(tmp_path))
+    scores = train_surrogate(config, tmp_path / "run", progress=False)
+    _, metadata = load_surrogate(tmp_path / "run")
+    table = metadata["table"]
+    assert table["training_crystals"] + table["held_out_crystals"] == count
+    # Their kind has a gap in the dataset: only the table can have taught that it has none.
+    crystals = LabelledCrystals.of_table(load_table(tmp_path))
+    assert len(crystals) == count
+    for folder, sure in ((tmp_path / "run", True), (trained[0], False)):
+        surrogate, _ = load_surrogate(folder)
+        share = (surrogate.predict(crystals.rows).metal_probability > 0.5).mean()
+        assert (share > 0.8) == sure, share
+    assert table["metal_accuracy"] > 0.7
+    assert scores.energy_mae_ev_per_atom < 1.3 * trained[1].energy_mae_ev_per_atom
+
+
+def test_a_table_that_is_not_there_is_named(mini, tmp_path):
+    config = SurrogateConfig(**TINY, steps=10, table="no-such-table")
+    with pytest.raises(ValueError, match="'no-such-table' is neither a known table"):
+        train_surrogate(config, tmp_path / "run", progress=False)
 
 
 def test_an_interrupted_run_ends_with_the_same_weights(mini, tmp_path, monkeypatch):

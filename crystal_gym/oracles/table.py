@@ -207,7 +207,7 @@ def load_table(source: Path | str) -> PropertyTable:
         path = path / "table.npz" if path.is_dir() else path
     if not path.exists() or not path.with_name("skeletons.npz").exists():
         raise ValueError(
-            f"oracle={str(source)!r} is neither a known table nor an existing path: expected "
+            f"{str(source)!r} is neither a known table nor an existing path: expected "
             f"one of table, espresso, surrogate, {', '.join([*BUNDLED, *DATASETS, *TABLES])}, or a "
             "table.npz beside its skeletons.npz"
         )
