@@ -20,18 +20,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from pymatgen.core import Structure
-from tqdm import tqdm
 
 from crystal_gym.agents import load_policy
-from crystal_gym.charge_masks import ChargeNeutralMask
 from crystal_gym.datasets.replay import load_trajectories
-from crystal_gym.design import DesignSettings, expectations
+from crystal_gym.design import best_by_reward
 from crystal_gym.elements import reduced_formula, symbol_to_token, tokens_to_symbols
 from crystal_gym.evaluation import Task, rollout
 from crystal_gym.evaluation.intervals import estimates, ratio
 from crystal_gym.evaluation.properties import IN_RANGE_EV
 from crystal_gym.evaluation.report import markdown_table
-from crystal_gym.evaluation.search import beam_search
 from crystal_gym.evaluation.study import rare_gap
 from crystal_gym.files import atomic_path
 from crystal_gym.labelling import label
@@ -59,25 +56,13 @@ def drawn_task(count: int) -> Task:
     return every.rows(rows)
 
 
-def searched(policy, surrogate, task: Task, target: float) -> np.ndarray:
-    settings = DesignSettings((target, target))
-    rule = ChargeNeutralMask().rows
-    tokens = np.zeros((len(task), task.skeletons.max_sites), np.int16)
-    for row, number in enumerate(tqdm(task.skeleton.tolist(), desc=f"search, {target:g} eV")):
-        found = beam_search(policy, task.skeletons, number, target_gap=target, mask=rule)
-        skeleton = task.skeletons[number]
-        answers = surrogate.evaluate_fillings([Filling(skeleton, t) for t in found.tokens])
-        rewards = [expectations(a, settings)[0] or -np.inf for a in answers]
-        tokens[row, : skeleton.n_sites] = found.tokens[int(np.argmax(rewards))]
-    return tokens
-
-
 def designs(options, task: Task, surrogate) -> list[dict]:
     cloning, conditional = load_policy(options.bc), load_policy(options.c_cql)
     made = [("bc", None, rollout(cloning, task, None))]
     for target in TARGETS_EV:
         made.append(("c-cql", target, rollout(conditional, task, target)))
-        made.append(("search", target, searched(conditional, surrogate, task, target)))
+        found = best_by_reward(conditional, surrogate, task, target, progress=True)
+        made.append(("search", target, found))
     rows = []
     skeletons = [task.skeletons[number] for number in task.skeleton.tolist()]
     for method, target, tokens in made:

@@ -268,6 +268,11 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     command.add_argument("--mask", choices=["charge_neutral"], help="for the policies")
     command.add_argument(
+        "--search",
+        action="store_true",
+        help="also each policy under a search that the bundled surrogate ranks: slow",
+    )
+    command.add_argument(
         "--oracle",
         default="surrogate",
         help="surrogate (not DFT), table, espresso, or the path of a table or of a surrogate's run "

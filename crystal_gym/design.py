@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from crystal_gym.charge_masks import ChargeNeutralMask
 from crystal_gym.elements import (
@@ -27,7 +28,7 @@ from crystal_gym.elements import (
 )
 from crystal_gym.envs.crystal_fill import check_target_gap
 from crystal_gym.evaluation.properties import IN_RANGE_EV
-from crystal_gym.evaluation.rollout import Valued
+from crystal_gym.evaluation.rollout import Task, Valued
 from crystal_gym.evaluation.search import beam_search, sample_fillings
 from crystal_gym.oracles.base import Filling, FillingOracle, Properties, Status
 from crystal_gym.rewards import FormationReward
@@ -44,6 +45,7 @@ __all__ = [
     "Candidate",
     "DesignProblem",
     "DesignSettings",
+    "best_by_reward",
     "design",
     "expectations",
 ]
@@ -423,6 +425,48 @@ def expectations(
         return reward, float(low <= gap <= high)
     below_low = 0.0 if low <= 0 else _normal_cdf((low - gap) / spread)
     return reward, _normal_cdf((high - gap) / spread) - below_low
+
+
+def best_by_reward(
+    policy: Valued,
+    oracle: FillingOracle,
+    task: Task,
+    target_gap: float,
+    *,
+    width: int = 64,
+    progress: bool = False,
+) -> NDArray[np.int16]:
+    """Fill each skeleton with what a search likes best: a method to be judged like a rollout.
+
+    Of a beam under the charge-neutral mask, each site filled by itself, it takes the filling whose
+    predicted properties lead to expect the highest reward (:func:`expectations`), and the likeliest
+    where the oracle knows none. Where no filling is neutral the beam has no mask.
+
+    Args:
+        policy: Gives the logits.
+        oracle: Predicts, usually the surrogate.
+        task: What to fill.
+        target_gap: eV.
+        width: Of the beam.
+        progress: Show a progress bar on standard error.
+
+    Returns:
+        Tokens, int16 ``(len(task), max_sites)``.
+    """
+    settings = DesignSettings((target_gap, target_gap))
+    rule = ChargeNeutralMask().rows
+    tokens = np.zeros((len(task), task.skeletons.max_sites), np.int16)
+    bar = tqdm(task.skeleton.tolist(), "search", unit="crystal", disable=not progress)
+    for row, number in enumerate(bar):
+        skeleton, kwargs = task.skeletons[number], {"target_gap": target_gap, "width": width}
+        found = beam_search(policy, task.skeletons, number, mask=rule, **kwargs)
+        if not len(found):
+            found = beam_search(policy, task.skeletons, number, **kwargs)
+        answers = oracle.evaluate_fillings([Filling(skeleton, t) for t in found.tokens])
+        rewards = [expectations(answer, settings)[0] for answer in answers]
+        known = [-math.inf if reward is None else reward for reward in rewards]
+        tokens[row, : skeleton.n_sites] = found.tokens[int(np.argmax(known))]
+    return tokens
 
 
 def _normal_cdf(x: float) -> float:

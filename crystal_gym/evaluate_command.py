@@ -77,6 +77,8 @@ class EvaluationConfig:
         split: ``published`` or ``composition``.
         targets: Gaps to aim at, eV.
         mask: ``charge_neutral`` for policies under that mask, or None.
+        search: Judge each policy that takes a target a second time, under a search that the bundled
+            surrogate ranks (:func:`crystal_gym.design.best_by_reward`).
         oracle: What :func:`gym.make` takes: ``surrogate``, ``table`` (of the crystals that judge,
             so what a method invents is not in it), a path to a table, ``espresso``.
         crystals: How many skeletons, drawn with the seed; None for all.
@@ -90,6 +92,7 @@ class EvaluationConfig:
     split: str = "published"
     targets: tuple[float, ...] = (1.12, 2.0, 3.0, 4.0)
     mask: str | None = None
+    search: bool = False
     oracle: str = "surrogate"
     crystals: int | None = None
     resamples: int = 1000
@@ -157,7 +160,10 @@ def evaluate_policies(
         config.oracle, judging_dataset(config.dataset, config.validation, config.split)
     )
     fill = partial(rollout, progress=progress)
-    methods = [*_policies(config, task, judging, fill), *_baselines(config, training, fill)]
+    methods = [
+        *_policies(config, task, judging, fill, progress),
+        *_baselines(config, training, fill),
+    ]
     methods.append(_Method(SOURCE, (None,), _source, {}, kind="ceiling"))
     (folder / "designs").mkdir(parents=True, exist_ok=True)  # fail before the work, not after it
     designs: dict[str, dict[float | None, Design]] = {}
@@ -214,7 +220,7 @@ def _source(task: Task, target_gap: float | None) -> NDArray[np.int16]:
 
 
 def _policies(
-    config: EvaluationConfig, task: Task, judging: Trajectories, fill: Fill
+    config: EvaluationConfig, task: Task, judging: Trajectories, fill: Fill, progress: bool
 ) -> list[_Method]:
     if not config.policies:
         return []
@@ -250,7 +256,28 @@ def _policies(
                 note=_note(settings, config),
             )
         )
+        if config.search and conditional and not leaks:
+            weights = sha256_of(path / "weights.pt")
+            methods.append(_searched(name, policy, weights, config, progress))
     return methods
+
+
+def _searched(
+    name: str, policy: Any, weights: str, config: EvaluationConfig, progress: bool
+) -> _Method:
+    from crystal_gym.design import best_by_reward
+    from crystal_gym.oracles import SurrogateOracle
+
+    surrogate = SurrogateOracle()
+    same = config.oracle == "surrogate"
+    return _Method(
+        name=f"{name}, search",
+        aims=config.targets,
+        design=partial(best_by_reward, policy, surrogate, progress=progress),
+        made_by={"weights": weights, "search": _content(surrogate)},
+        kind="policy",
+        note="ranked by the bundled surrogate" + (", which judges it as well" if same else ""),
+    )
 
 
 def _settings(policy: Any, given: str, kind: type) -> Any:

@@ -31,6 +31,30 @@ def bundled():
 
 
 @pytest.mark.usefixtures("mini", "bundled")
+def test_a_search_is_judged_beside_its_policy(tmp_path):
+    config = EvaluationConfig(
+        policies=("bundled",),
+        dataset="crystal-mini-v0",
+        targets=(1.0, 4.0),
+        search=True,
+        crystals=6,
+        resamples=20,
+    )
+    text = evaluate_policies(config, tmp_path, progress=False)
+    assert "bundled, search: ranked by the bundled surrogate, which judges it as well." in text
+    results = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    rows = {
+        (r["method"], r["target_ev"]): {k: v[0] for k, v in r["measures"].items()}
+        for r in results["at_target"]
+    }
+    for target in (1.0, 4.0):
+        greedy, search = rows["bundled", target], rows["bundled, search", target]
+        assert search["gap_error_ev"] < greedy["gap_error_ev"]
+    alone = {r["method"]: r["measures"] for r in results["designs"]}
+    assert alone["bundled, search"]["validity"][0] == 1.0
+
+
+@pytest.mark.usefixtures("mini", "bundled")
 def test_policies_and_baselines_side_by_side(tmp_path, capsys):
     folder = tmp_path / "out"
     assert main(["evaluate", "bundled", *COMMON, "-o", str(folder)]) == 0
