@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from crystal_gym.agents.native import ActivationInC, activation_in_c
+from crystal_gym.agents.native import LoopsInC, loops_in_c
 
 __all__ = [
     "Bags",
@@ -58,11 +58,11 @@ class _Activation:
     """
 
     fast: bool
-    in_c: ActivationInC | None = None
+    in_c: LoopsInC | None = None
 
     @classmethod
     def on(cls, x: Tensor) -> _Activation:
-        return cls(x.device.type == "cpu" and x.dtype == torch.float32, activation_in_c(x))
+        return cls(x.device.type == "cpu" and x.dtype == torch.float32, loops_in_c(x))
 
     def scaled(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weight and bias of the layer before."""
@@ -263,9 +263,14 @@ class _AttentionPool(Function):
     def forward(
         ctx: Any, x: Tensor, query: Tensor, start: Tensor, number: Tensor, weight: Tensor | None
     ) -> Tensor:
-        share = x.new_empty(len(x))
-        for rows in _blocks(len(x), x.device):
-            _row_products(query.index_select(0, number[rows]), x[rows], share[rows])
+        in_c = loops_in_c(x)
+        x, query = x.contiguous(), query.contiguous()
+        if in_c is not None:
+            share = in_c.products(x, query, number)
+        else:
+            share = x.new_empty(len(x))
+            for rows in _blocks(len(x), x.device):
+                _row_products(query.index_select(0, number[rows]), x[rows], share[rows])
         highest = torch.segment_reduce(share, "max", offsets=start, initial=-math.inf)
         share.sub_(highest.index_select(0, number)).exp_()
         if weight is not None:
@@ -274,14 +279,20 @@ class _AttentionPool(Function):
         share.div_(total.index_select(0, number))
         pooled = _weighted_sums(x, start, share)
         ctx.save_for_backward(x, query, share, pooled, start, number)
+        ctx.in_c = in_c
         return pooled
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, query, share, pooled, start, number = ctx.saved_tensors
+        common = (grad * pooled).sum(1)
+        if ctx.in_c is not None:
+            grad = grad.contiguous()
+            grad_x, grad_logit = ctx.in_c.attention_gradient(x, query, grad, common, share, number)
+            return grad_x, _weighted_sums(x, start, grad_logit), None, None, None
         grad_x, grad_logit = torch.empty_like(x), torch.empty_like(share)
-        common = (grad * pooled).sum(1).index_select(0, number)
+        common = common.index_select(0, number)
         for rows in _blocks(len(x), x.device):
             grads = grad.index_select(0, number[rows])
             torch.mul(grads, share[rows, None], out=grad_x[rows])

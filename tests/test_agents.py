@@ -215,6 +215,7 @@ def activation(request, monkeypatch):
         pytest.skip("there is no C compiler")
     form = K._Activation(request.param != "plain", in_c)
     monkeypatch.setattr(K._Activation, "on", lambda _: form)
+    monkeypatch.setattr(K, "loops_in_c", lambda _: in_c)
 
 
 @pytest.mark.parametrize("focus", ["node", "index"])
@@ -251,16 +252,16 @@ def test_what_is_not_finite_stays_so(activation):
     assert not y.isfinite().all(1).any()
 
 
-def test_activation_is_in_c_where_that_pays(monkeypatch, tmp_path):
+def test_loops_are_in_c_where_that_pays(monkeypatch, tmp_path):
     x, threads = torch.zeros(1), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         native._compiled.cache_clear()
         if shutil.which("cc"):
-            assert native.activation_in_c(x) is not None
-        assert native.activation_in_c(x.double()) is None
+            assert native.loops_in_c(x) is not None
+        assert native.loops_in_c(x.double()) is None
         torch.set_num_threads(3)
-        assert native.activation_in_c(x) is None
+        assert native.loops_in_c(x) is None
         torch.set_num_threads(1)
         broken = tmp_path / "broken-cc"
         broken.write_text("#!/bin/sh\nexit 1\n")
@@ -268,7 +269,7 @@ def test_activation_is_in_c_where_that_pays(monkeypatch, tmp_path):
         for compiler in ("no-such-compiler", str(broken)):
             monkeypatch.setenv("CC", compiler)
             native._compiled.cache_clear()
-            assert native.activation_in_c(x) is None
+            assert native.loops_in_c(x) is None
     finally:
         torch.set_num_threads(threads)
         native._compiled.cache_clear()

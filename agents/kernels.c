@@ -1,4 +1,4 @@
-/* softplus2 and its slope in one pass each; crystal_gym/agents/native.py compiles this file.
+/* Loops of kernels.py in one pass each; native.py compiles this file.
 
    Polynomials are interpolations at Chebyshev nodes: 2^r to 2e-9 for |r| <= 1/2, and
    ln(1 + e) / e to 3.4e-8 for 0 <= e <= 1. NaN stays NaN. */
@@ -72,4 +72,46 @@ void times_slope(const float *restrict grad, const float *restrict y, float *res
             out[j] = grad[j] * (1.0f - 0.5f * power_of_two(-LOG2_E * y[j]));
             sums[j] += out[j];
         }
+}
+
+#define LANES 16
+
+/* The inner product of two rows; lanes of their own let a compiler use vectors. */
+static inline float product(const float *restrict a, const float *restrict b, long columns)
+{
+    float lanes[LANES] = {0.0f}, sum = 0.0f;
+    long j = 0;
+    for (; j + LANES <= columns; j += LANES)
+        for (int k = 0; k < LANES; k++)
+            lanes[k] += a[j + k] * b[j + k];
+    for (; j < columns; j++)
+        sum += a[j] * b[j];
+    for (int k = 0; k < LANES; k++)
+        sum += lanes[k];
+    return sum;
+}
+
+/* out[i] = x[i] . query[number[i]] */
+void products(const float *restrict x, const float *restrict query, const int64_t *restrict number,
+              float *restrict out, long rows, long columns)
+{
+    for (long i = 0; i < rows; i++)
+        out[i] = product(x + i * columns, query + number[i] * columns, columns);
+}
+
+/* The gradient of a sum of rows x[i], weighted by share[i], from that of the sum, of which
+   common[s] is the product with the sum itself; grad_logit[i] is that of x[i] . query[s]. */
+void attention_gradient(const float *restrict x, const float *restrict query,
+                        const float *restrict grad, const float *restrict common,
+                        const float *restrict share, const int64_t *restrict number,
+                        float *restrict grad_x, float *restrict grad_logit, long rows, long columns)
+{
+    for (long i = 0; i < rows; i++) {
+        const float *g = grad + number[i] * columns, *q = query + number[i] * columns;
+        float a = share[i];
+        float logit = a * (product(g, x + i * columns, columns) - common[number[i]]);
+        grad_logit[i] = logit;
+        for (long j = 0; j < columns; j++)
+            grad_x[i * columns + j] = a * g[j] + logit * q[j];
+    }
 }
