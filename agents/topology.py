@@ -56,32 +56,34 @@ class FirstEdges:
         edges = torch.arange(n_edges, device=kind.device)
         kinds = kind.index_select(0, batch.source) * n_kinds + kind.index_select(0, batch.target)
         key = batch.length_number * n_kinds**2 + kinds
+        if len(batch.distinct_length) * n_kinds**2 < 2**31:
+            key = key.int()  # sorted in half the time
         key, members = key.sort(stable=True)
         is_first = torch.ones_like(key, dtype=torch.bool)
         torch.ne(key[1:], key[:-1], out=is_first[1:])
         start = torch.cat([is_first.nonzero()[:, 0], edges.new_tensor([n_edges])])
-        number = torch.empty_like(members)
-        number[members] = is_first.cumsum(0) - 1
-        chosen = members[start[:-1]]
-        is_chosen = torch.zeros_like(is_first)
-        is_chosen[chosen] = True
+        number = torch.empty_like(members).scatter_(0, members, is_first.cumsum(0) - 1)
+        chosen = members.index_select(0, start[:-1])
+        is_chosen = torch.zeros_like(is_first).index_fill_(0, chosen, True)
 
         def among(edges: Tensor, edge_start: Tensor) -> tuple[Tensor, Tensor]:
             """Return which classes have their chosen edge in runs of edges, and the first."""
             mask = is_chosen.index_select(0, edges)
             before = torch.cat([mask.new_zeros(1, dtype=torch.int64), mask.cumsum(0)])
-            return number[edges[mask]], before[edge_start]
+            among_them = edges.index_select(0, mask.nonzero()[:, 0])
+            return number.index_select(0, among_them), before.index_select(0, edge_start)
 
         leaving, leaving_start = among(edges, batch.source_start)
         entering, entering_start = among(batch.by_target, batch.target_start)
         n_nodes = len(kind)
-        ends = torch.stack([batch.source[chosen], batch.target[chosen] + n_nodes], 1)
+        source, target = (x.index_select(0, chosen) for x in (batch.source, batch.target))
+        ends = torch.stack([source, target + n_nodes], 1)
         pairs = Pairs(
             ends,
             torch.cat([leaving, entering]),
             torch.cat([leaving_start, entering_start[1:] + len(chosen)]),
         )
-        return cls(pairs, batch.length_number[chosen], number, members, start)
+        return cls(pairs, batch.length_number.index_select(0, chosen), number, members, start)
 
     def to_all(self, edges: Tensor) -> Tensor:
         """Map rows of classes ``(K, n)`` to those of all edges ``(E, n)``."""
@@ -139,7 +141,11 @@ class Topology:
         return bag_sum(
             edges,
             Bags(first.number, batch.source_start, batch.edge_weight),
-            Bags(batch.source[first.members], first.start, batch.edge_weight[first.members]),
+            Bags(
+                batch.source.index_select(0, first.members),
+                first.start,
+                batch.edge_weight.index_select(0, first.members),
+            ),
         )
 
     def over_nodes(self, nodes: Tensor) -> Tensor:
