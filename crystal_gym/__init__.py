@@ -9,4 +9,8 @@ __all__ = ["__version__"]
 __version__ = "0.1.0"
 
 if "CrystalFill-v0" not in registry:
-    register(id="CrystalFill-v0", entry_point="crystal_gym.envs.crystal_fill:CrystalFillEnv")
+    register(
+        id="CrystalFill-v0",
+        entry_point="crystal_gym.envs.crystal_fill:CrystalFillEnv",
+        vector_entry_point="crystal_gym.envs.vector:CrystalFillVectorEnv",
+    )

@@ -38,6 +38,7 @@ __all__ = ["CrystalFillEnv", "check_target_gap"]
 
 SITE_ORDERS = ("canonical", "shuffled", "source")
 MASKS = ("elements", "table", "charge_neutral")
+TOLD_PROPERTIES = ("total_energy_ry", "formation_energy_ev_per_atom", "band_gap_ev")
 RESET_OPTIONS = ("skeleton", "start_site", "target_gap")
 
 
@@ -148,23 +149,21 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
         if render_mode is not None:
             _check_choice("render_mode", render_mode, tuple(self.metadata["render_modes"]))
         self._failure_reward = _finite("failure_reward", failure_reward)
-        self._element_mask = element_mask(elements)
+        self.element_mask = element_mask(elements)
         self._reward = make_reward(reward)
         self._site_order = site_order
         self.skeletons: SkeletonSet = load_skeletons(skeletons)
         self.oracle: Oracle = make_oracle(oracle, skeletons)
         if site_order == "source":
             self.skeletons, self.oracle = _in_source_order(self.skeletons, self.oracle)
-        self._mask_rule = _mask_rule(mask, self.oracle, self._element_mask)
-        self._form = make_form(
-            observation, self.skeletons, conditional=self._target_gap is not None
-        )
-        self.observation_space = self._form.space
+        self.mask_rule = _mask_rule(mask, self.oracle, self.element_mask)
+        self.form = make_form(observation, self.skeletons, conditional=self._target_gap is not None)
+        self.observation_space = self.form.space
         self.action_space = spaces.Discrete(N_ELEMENTS)
         self.render_mode = render_mode
         self._state: State | None = None
         self._prepared: Any = None
-        self._mask = self._element_mask
+        self._mask = self.element_mask
 
     # -- the Gymnasium interface ---------------------------------------------------------------
 
@@ -173,27 +172,8 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
     ) -> tuple[Any, dict[str, Any]]:
         """Start an episode; see the class for ``options``."""
         super().reset(seed=seed)
-        if options is not None and not isinstance(options, Mapping):
-            raise TypeError(
-                f"options={options!r} is no dictionary: expected keys {', '.join(RESET_OPTIONS)}"
-            )
-        options = dict(options or {})
-        unknown = sorted(set(options) - set(RESET_OPTIONS))
-        if unknown:
-            raise ValueError(
-                f"reset option {unknown[0]!r} is unknown: expected {', '.join(RESET_OPTIONS)}"
-            )
-        # Both draws are made whatever the options say, so that fixing one leaves the other as is.
-        drawn = int(self.np_random.integers(len(self.skeletons)))
-        fraction = float(self.np_random.random())
-        skeleton = self._choose_skeleton(options.get("skeleton"), drawn)
-        start = options.get("start_site")
-        start = int(fraction * skeleton.n_sites) if start is None else _integer("start_site", start)
-        shuffled = self._site_order == "shuffled"
-        rank = self.np_random.permutation(skeleton.n_sites) if shuffled else None
-        traversal = breadth_first_order(skeleton.neighbours, start, rank)
-        self._state = initial_state(skeleton, traversal, self._choose_target(options))
-        self._prepared = self._form.prepare(skeleton)
+        self._state = self.begin(self.np_random, options)
+        self._prepared = self.form.prepare(self._state.skeleton)
         return self._observe(), self._info()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -207,15 +187,11 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
         info: dict[str, Any]
         if not is_terminal(state):
             return self._observe(), 0.0, False, False, self._info()
-        properties = self._evaluate(state)
-        reward, status = self._score(properties, state.target_gap)
+        (properties,) = self.evaluate([Filling(state.skeleton, state.tokens)])
+        reward, status = self.score(properties, state.target_gap)
         info = self._info()
         info["formula"] = reduced_formula(state.tokens)
-        info["properties"] = {
-            "total_energy_ry": properties.total_energy_ry,
-            "formation_energy_ev_per_atom": properties.formation_energy_ev_per_atom,
-            "band_gap_ev": properties.band_gap_ev,
-        }
+        info["properties"] = {name: getattr(properties, name) for name in TOLD_PROPERTIES}
         info["oracle_status"] = status
         info["provenance"] = properties.provenance
         return self._observe(), reward, True, False, info
@@ -242,6 +218,71 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
     def state(self) -> State:
         """The present state (immutable)."""
         return self._require_state()
+
+    # -- the rules, which the vector environment follows too ---------------------------------------
+
+    def begin(self, generator: np.random.Generator, options: Mapping[str, Any] | None) -> State:
+        """Return the first state of an episode.
+
+        Args:
+            generator: Of what is drawn.
+            options: As in :meth:`reset`.
+        """
+        if options is not None and not isinstance(options, Mapping):
+            raise TypeError(
+                f"options={options!r} is no dictionary: expected keys {', '.join(RESET_OPTIONS)}"
+            )
+        options = dict(options or {})
+        unknown = sorted(set(options) - set(RESET_OPTIONS))
+        if unknown:
+            raise ValueError(
+                f"reset option {unknown[0]!r} is unknown: expected {', '.join(RESET_OPTIONS)}"
+            )
+        # Both draws are made whatever the options say, so that fixing one leaves the other as is.
+        drawn = int(generator.integers(len(self.skeletons)))
+        fraction = float(generator.random())
+        skeleton = self._choose_skeleton(options.get("skeleton"), drawn)
+        start = options.get("start_site")
+        start = int(fraction * skeleton.n_sites) if start is None else _integer("start_site", start)
+        shuffled = self._site_order == "shuffled"
+        rank = generator.permutation(skeleton.n_sites) if shuffled else None
+        traversal = breadth_first_order(skeleton.neighbours, start, rank)
+        return initial_state(skeleton, traversal, self._choose_target(options))
+
+    def evaluate(self, fillings: Sequence[Filling]) -> Sequence[Properties]:
+        """Return what the oracle says of finished crystals, in order."""
+        if isinstance(self.oracle, FillingOracle):
+            answers = self.oracle.evaluate_fillings(fillings)
+        else:
+            answers = self.oracle.evaluate([f.skeleton.structure(f.tokens) for f in fillings])
+        if (
+            not isinstance(answers, Sequence)
+            or len(answers) != len(fillings)
+            or not all(isinstance(answer, Properties) for answer in answers)
+        ):
+            raise TypeError(
+                f"the oracle {type(self.oracle).__name__} answered {answers!r} for "
+                f"{'one crystal' if len(fillings) == 1 else f'{len(fillings)} crystals'}: expected "
+                f"a list of {'one' if len(fillings) == 1 else len(fillings)} "
+                "crystal_gym.oracles.Properties"
+            )
+        return answers
+
+    def score(self, properties: Properties, target: float | None) -> tuple[float, str]:
+        """Return the reward of a finished crystal, and the status that says why it is so."""
+        if properties.status != Status.OK:
+            return self._failure_reward, str(properties.status)
+        reward = self._reward(properties, target)
+        if reward is None:
+            return self._failure_reward, "the oracle lacks a property that the reward needs"
+        if not isinstance(reward, numbers.Real):
+            raise TypeError(
+                f"the reward function returned {reward!r}: expected a number, or None where a "
+                "property is unknown"
+            )
+        if not math.isfinite(reward):
+            return self._failure_reward, f"the reward of these properties is {float(reward)}"
+        return float(reward), str(properties.status)
 
     # -- parts -------------------------------------------------------------------------------------
 
@@ -300,45 +341,14 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
             )
         return number
 
-    def _evaluate(self, state: State) -> Properties:
-        if isinstance(self.oracle, FillingOracle):
-            answers = self.oracle.evaluate_fillings([Filling(state.skeleton, state.tokens)])
-        else:
-            answers = self.oracle.evaluate([state.skeleton.structure(state.tokens)])
-        if (
-            not isinstance(answers, Sequence)
-            or len(answers) != 1
-            or not isinstance(answers[0], Properties)
-        ):
-            raise TypeError(
-                f"the oracle {type(self.oracle).__name__} answered {answers!r} for one crystal: "
-                "expected a list of one crystal_gym.oracles.Properties"
-            )
-        return answers[0]
-
-    def _score(self, properties: Properties, target: float | None) -> tuple[float, str]:
-        if properties.status != Status.OK:
-            return self._failure_reward, str(properties.status)
-        reward = self._reward(properties, target)
-        if reward is None:
-            return self._failure_reward, "the oracle lacks a property that the reward needs"
-        if not isinstance(reward, numbers.Real):
-            raise TypeError(
-                f"the reward function returned {reward!r}: expected a number, or None where a "
-                "property is unknown"
-            )
-        if not math.isfinite(reward):
-            return self._failure_reward, f"the reward of these properties is {float(reward)}"
-        return float(reward), str(properties.status)
-
     def _observe(self) -> Any:
         state = self._require_state()
-        return self._form.encode(self._prepared, state.tokens, state.focus, state.target_gap)
+        return self.form.encode(self._prepared, state.tokens, state.focus, state.target_gap)
 
     def _info(self) -> dict[str, Any]:
         state = self._require_state()
-        if not is_terminal(state):
-            self._mask = self._mask_rule(state)
+        if self.mask_rule is not None and not is_terminal(state):
+            self._mask = self.mask_rule([state])[0]
         return {
             "action_mask": self._mask.copy(),
             "skeleton": state.skeleton.name,
@@ -423,13 +433,13 @@ def _in_source_order(skeletons: SkeletonSet, oracle: Oracle) -> tuple[SkeletonSe
 
 def _mask_rule(
     mask: str, oracle: Oracle, elements: NDArray[np.int8]
-) -> Callable[[State], NDArray[np.int8]]:
-    """Return what gives the mask of a state."""
+) -> Callable[[Sequence[State]], NDArray[np.int8]] | None:
+    """Return what gives the masks of states, ``(B, 88)``; None where it is always ``elements``."""
+    if mask == "elements":
+        return None
     if mask == "charge_neutral":
         neutral = ChargeNeutralMask(elements)
-        return lambda state: neutral(state.tokens)
-    if mask == "elements":
-        return lambda state: elements
+        return lambda states: np.stack([neutral(state.tokens) for state in states])
     if not isinstance(oracle, TableOracle):
         raise ValueError(
             f"mask={mask!r} needs a table oracle, not {type(oracle).__name__}: use oracle='table' "
@@ -446,7 +456,7 @@ def _mask_rule(
             )
         return found
 
-    return calculated
+    return lambda states: np.stack([calculated(state) for state in states])
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

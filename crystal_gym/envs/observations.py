@@ -187,6 +187,24 @@ class ObservationForm(Protocol):
     ) -> Any:
         """Return the observation of a partial filling, tokens ``(n_sites,)``."""
 
+    def move(
+        self,
+        batch: Any,
+        rows: NDArray[np.int64],
+        sites: NDArray[np.int64],
+        tokens: NDArray[np.int16],
+        focus: NDArray[np.int64],
+    ) -> None:
+        """Bring rows of a batch of observations up to date, in place.
+
+        Args:
+            batch: Observations, one below the other.
+            rows: Those in which a site was filled, ``(B,)``.
+            sites: That site, ``(B,)``.
+            tokens: What was put on it, ``(B,)``.
+            focus: The site that is next; after the last one the number of sites, ``(B,)``.
+        """
+
 
 def _box(low: float, high: float, shape: tuple[int, ...], dtype: Any) -> spaces.Box:
     return spaces.Box(low, high, shape, dtype)
@@ -255,6 +273,20 @@ class GraphForm:
             observation["target_gap"] = np.array([target_gap], dtype=np.float32)
         return observation
 
+    def move(
+        self,
+        batch: dict[str, NDArray[Any]],
+        rows: NDArray[np.int64],
+        sites: NDArray[np.int64],
+        tokens: NDArray[np.int16],
+        focus: NDArray[np.int64],
+    ) -> None:
+        """Bring rows of a batch up to date."""
+        batch["element_tokens"][rows, sites] = tokens
+        batch["focus"][rows, sites] = 0
+        goes_on = focus < batch["node_mask"][rows].sum(1)
+        batch["focus"][rows[goes_on], focus[goes_on]] = 1
+
 
 class PackedForm:
     """One float32 row (:class:`PackedLayout`) that needs no skeleton table to be read."""
@@ -282,6 +314,18 @@ class PackedForm:
         first = self.layout.tokens.start
         row[first : first + len(tokens)] = tokens
         return row
+
+    def move(
+        self,
+        batch: NDArray[np.float32],
+        rows: NDArray[np.int64],
+        sites: NDArray[np.int64],
+        tokens: NDArray[np.int16],
+        focus: NDArray[np.int64],
+    ) -> None:
+        """Bring rows of a batch up to date."""
+        batch[rows, self.layout.tokens.start + sites] = tokens
+        batch[rows, 3] = focus
 
 
 class CompactForm:
@@ -320,6 +364,18 @@ class CompactForm:
         if target_gap is not None:
             observation["target_gap"] = np.array([target_gap], dtype=np.float32)
         return observation
+
+    def move(
+        self,
+        batch: dict[str, NDArray[Any]],
+        rows: NDArray[np.int64],
+        sites: NDArray[np.int64],
+        tokens: NDArray[np.int16],
+        focus: NDArray[np.int64],
+    ) -> None:
+        """Bring rows of a batch up to date."""
+        batch["element_tokens"][rows, sites] = tokens
+        batch["focus"][rows, 0] = focus
 
 
 class SpaceForm:
