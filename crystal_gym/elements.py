@@ -7,6 +7,8 @@ An *element token* is ``a + 1``; token 0 is :data:`EMPTY`, a site that is not fi
 from __future__ import annotations
 
 import difflib
+import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -183,15 +185,15 @@ _FORMULA_KEY = [
     ((0, 0, 1, 2, 3, 4, 4, 1, 1)[c], int(z))
     for c, z in zip(ELEMENT_CLASS, ATOMIC_NUMBERS, strict=True)
 ]
+_FORMULA_ORDER = [0, *(1 + sorted(_FORMULA_KEY).index(key) for key in _FORMULA_KEY)]
 
 
 def reduced_formula(tokens: NDArray[np.integer]) -> str:
     """Return a reduced formula such as ``"MgO"``; empty sites are written as ``"□"``."""
-    counts = np.bincount(np.asarray(tokens), minlength=N_ELEMENTS + 1)
-    present = np.flatnonzero(counts)
-    divisor = int(np.gcd.reduce(counts[present])) if present.size else 1
-    filled = sorted((t for t in present if t != EMPTY), key=lambda t: _FORMULA_KEY[t - 1])
-    parts = [(ELEMENTS[t - 1], int(counts[t]) // divisor) for t in filled]
-    if counts[EMPTY]:
-        parts.append(("□", int(counts[EMPTY]) // divisor))
-    return "".join(symbol + (str(n) if n > 1 else "") for symbol, n in parts)
+    counts = Counter(np.asarray(tokens).tolist())
+    divisor = math.gcd(*counts.values()) or 1
+    n_empty = counts.pop(EMPTY, 0)
+    parts = [(ELEMENTS[t - 1], counts[t]) for t in sorted(counts, key=_FORMULA_ORDER.__getitem__)]
+    if n_empty:
+        parts.append(("□", n_empty))
+    return "".join(s + (str(n // divisor) if n > divisor else "") for s, n in parts)

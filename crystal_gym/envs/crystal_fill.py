@@ -39,6 +39,8 @@ __all__ = ["CrystalFillEnv", "check_target_gap"]
 SITE_ORDERS = ("canonical", "shuffled", "source")
 MASKS = ("elements", "table", "charge_neutral")
 TOLD_PROPERTIES = ("total_energy_ry", "formation_energy_ev_per_atom", "band_gap_ev")
+_SKELETONS_KEPT = 10_000
+"""In memory: about 30 MB for cells of MP-20."""
 RESET_OPTIONS = ("skeleton", "start_site", "target_gap")
 
 
@@ -158,6 +160,7 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
             self.skeletons, self.oracle = _in_source_order(self.skeletons, self.oracle)
         self.mask_rule = _mask_rule(mask, self.oracle, self.element_mask)
         self.form = make_form(observation, self.skeletons, conditional=self._target_gap is not None)
+        self._kept: dict[int, Skeleton] = {}
         self.observation_space = self.form.space
         self.action_space = spaces.Discrete(N_ELEMENTS)
         self.render_mode = render_mode
@@ -310,7 +313,12 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
         return self._skeleton(number)
 
     def _skeleton(self, number: int) -> Skeleton:
-        skeleton: Skeleton = self.skeletons[number]
+        # One that is kept knows the lists of its neighbours, which take most of a reset.
+        skeleton = self._kept.get(number)
+        if skeleton is None:
+            if len(self._kept) == _SKELETONS_KEPT:
+                self._kept.clear()
+            skeleton = self._kept[number] = self.skeletons[number]
         return skeleton
 
     def _choose_target(self, options: Mapping[str, Any]) -> float | None:
