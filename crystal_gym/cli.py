@@ -206,7 +206,7 @@ _TRAIN_SETTINGS: dict[str, type] = {
     **dict.fromkeys(
         ("dataset", "validation", "split", "crystals", "preset", "focus", "site_order"), str
     ),
-    **dict.fromkeys(("steps", "batch_size", "warmup", "evaluate_every"), int),
+    **dict.fromkeys(("steps", "batch_size", "warmup", "evaluate_every", "n_steps"), int),
     **dict.fromkeys(("validation_crystals", "patience", "seed"), int),
     **dict.fromkeys(("learning_rate", "weight_decay", "conservative_weight"), float),
     **dict.fromkeys(("gamma", "averaging", "balance", "reorder"), float),

@@ -276,12 +276,12 @@ def test_a_discrete_transformer_agrees_with_d3rlpys_own_wrapper(trajectories, en
     greedy = algos.GreedyTransformerActionSampler()
     stateful = algorithm.as_stateful_wrapper(TARGET_RETURN, greedy)
     policy = TransformerPolicy(algorithm, TARGET_RETURN)
-    free = environment.unwrapped._element_mask.copy()
-    environment.unwrapped._element_mask[:] = 1
+    free = environment.unwrapped.element_mask.copy()
+    environment.unwrapped.element_mask[:] = 1
     try:
         rows, actions, _ = fill(environment, lambda row, _: policy.predict(row[None])[0])
     finally:
-        environment.unwrapped._element_mask[:] = free
+        environment.unwrapped.element_mask[:] = free
     assert [stateful.predict(row, 0.0) for row in rows] == actions
 
 

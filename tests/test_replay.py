@@ -463,3 +463,61 @@ def test_reorder_is_a_share(trajectories):
     np.testing.assert_array_equal(one.rewards, other.rewards)
     with pytest.raises(ValueError, match=r"reorder=1.5 is out of range: expected 0"):
         load_d3rlpy(trajectories, reorder=1.5)
+
+
+# -- longer returns -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_steps", [2, 3, 50])
+def test_longer_transitions_are_single_ones_in_a_row(trajectories, n_steps):
+    gamma = 0.9
+    single = load_d3rlpy(trajectories, 3.0)
+    longer = load_d3rlpy(trajectories, 3.0, n_steps=n_steps, gamma=gamma)
+    index = np.arange(single.transition_count)
+    targets = np.full(len(index), 3.0)
+    ones, many = single.transitions(index, targets), longer.transitions(index, targets)
+    for i in range(len(index)):
+        end = trajectories.step_ptr[trajectories.episode[i] + 1]
+        last = min(i + n_steps, end) - 1
+        rewards = ones.rewards[i : last + 1, 0].astype(float)
+        expected = sum(gamma**k * r for k, r in enumerate(rewards))
+        assert many.rewards[i, 0] == pytest.approx(expected, rel=1e-6)
+        assert many.intervals[i, 0] == last + 1 - i
+        for name in ("observations", "actions"):
+            np.testing.assert_array_equal(getattr(many, name)[i], getattr(ones, name)[i])
+        for name in ("next_observations", "next_actions", "terminals"):
+            np.testing.assert_array_equal(getattr(many, name)[i], getattr(ones, name)[last])
+
+
+def test_longer_transitions_in_random_orders_end_where_their_order_leads(trajectories):
+    width = len(COMPACT_HEADER)
+    buffer = load_d3rlpy(trajectories, 3.0, n_steps=3, reorder=1.0)
+    batch = buffer.sample_transition_batch(300)
+    before, after = batch.observations[:, width:], batch.next_observations[:, width:]
+    finished = np.zeros_like(after)
+    finished[:, : batch.finished.shape[1]] = batch.finished
+    added = (before == 0) & (after > 0)
+    np.testing.assert_array_equal(added.sum(1), batch.intervals[:, 0])
+    np.testing.assert_array_equal(after[added], finished[added])
+    np.testing.assert_array_equal(after[before > 0], before[before > 0])
+    over = (after > 0).sum(1) == (finished > 0).sum(1)
+    np.testing.assert_array_equal(over, batch.terminals[:, 0] == 1)
+    focus = batch.next_observations[:, 2].astype(int)
+    assert (focus[over] == (finished[over] > 0).sum(1)).all()
+    assert (after[~over, focus[~over]] == 0).all()
+    assert (batch.rewards[~over] == 0).all()
+
+
+def test_episodes_keep_single_steps(trajectories):
+    one, many = (load_d3rlpy(trajectories, 3.0, n_steps=n) for n in (1, 5))
+    for name in ("observations", "actions", "rewards"):
+        np.testing.assert_array_equal(
+            getattr(one.episodes[2], name), getattr(many.episodes[2], name)
+        )
+
+
+@pytest.mark.parametrize("kwargs", [{"n_steps": 0}, {"n_steps": 1.5}, {"gamma": 1.2}], ids=str)
+def test_steps_and_discounts_that_are_none_are_refused(trajectories, kwargs):
+    ((name, value),) = kwargs.items()
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        load_d3rlpy(trajectories, **kwargs)

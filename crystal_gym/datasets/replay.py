@@ -51,6 +51,8 @@ def load_d3rlpy(
     failure_reward: float = 0.0,
     balance: float = 0.0,
     reorder: float = 0.0,
+    n_steps: int = 1,
+    gamma: float = 0.99,
     seed: int = 0,
     progress: bool = False,
 ) -> CrystalReplayBuffer:
@@ -74,6 +76,10 @@ def load_d3rlpy(
         reorder: Share of the sampled transitions that fill their crystal in an order drawn at
             random instead of the stored one: what belongs on a site does not depend on the order,
             so these are new states with known answers.
+        n_steps: A transition leads so many steps on, or to the end if that is nearer; its reward is
+            the discounted sum of theirs, its ``interval`` their number. As many as the largest
+            crystal has sites give whole returns: nothing is bootstrapped.
+        gamma: Discount factor of these sums; that of the algorithm.
         seed: Of the sampling.
         progress: Show a progress bar while reading.
 
@@ -91,6 +97,8 @@ def load_d3rlpy(
         failure_reward=failure_reward,
         balance=balance,
         reorder=reorder,
+        n_steps=n_steps,
+        gamma=gamma,
         seed=seed,
     )
 
@@ -150,6 +158,8 @@ class CrystalReplayBuffer(ReplayBuffer):
         failure_reward: As in ``gym.make``.
         balance: As in :func:`load_d3rlpy`.
         reorder: As in :func:`load_d3rlpy`.
+        n_steps: As in :func:`load_d3rlpy`.
+        gamma: As in :func:`load_d3rlpy`.
         seed: Of the sampling.
 
     Attributes:
@@ -166,21 +176,26 @@ class CrystalReplayBuffer(ReplayBuffer):
         failure_reward: float = 0.0,
         balance: float = 0.0,
         reorder: float = 0.0,
+        n_steps: int = 1,
+        gamma: float = 0.99,
         seed: int = 0,
     ) -> None:
         _check_actions(actions)
         for name, value, meaning in (
             ("balance", balance, "0 (all transitions alike) to 1 (all ranges of gaps alike)"),
             ("reorder", reorder, "0 (stored orders alone) to 1 (random ones alone)"),
+            ("gamma", gamma, "a discount factor from 0 to 1"),
         ):
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name}={value} is out of range: expected {meaning}")
+        if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
+            raise ValueError(f"n_steps={n_steps!r}: expected a whole number above 0")
         kind, size, self._shown = _ACTION_FORMS[actions]
         self.trajectories = trajectories
         self.targets = targets
         self._reward = reward
         self._failure_reward = failure_reward
-        self._reorder = reorder
+        self._reorder, self._n_steps, self._gamma = reorder, n_steps, gamma
         self.generator = np.random.default_rng(seed)
         self._cumulated = _cumulated_weights(trajectories, balance) if balance else None
         length = np.diff(trajectories.step_ptr)
@@ -210,10 +225,16 @@ class CrystalReplayBuffer(ReplayBuffer):
         else:
             index = np.searchsorted(self._cumulated, self.generator.random(batch_size), "right")
         targets = self._draw_targets(index)
-        if not self._reorder:
-            return self.transitions(index, targets)
-        anew = self.generator.random(batch_size) < self._reorder
-        return self._batch(self._in_random_order(index, anew), index, targets)
+        last = self._last_of(index, self._n_steps)
+        first = self._as_stored(index)
+        final = first if self._n_steps == 1 else self._as_stored(last)
+        if self._reorder:
+            anew = self.generator.random(batch_size) < self._reorder
+            order = self._random_orders(index[anew])
+            self._reordered(first, index, anew, order)
+            if final is not first:
+                self._reordered(final, last, anew, order)
+        return self._batch(first, final, index, last, targets)
 
     def sample_transition(self) -> Transition:
         """Return one transition."""
@@ -228,7 +249,19 @@ class CrystalReplayBuffer(ReplayBuffer):
             index: Transition numbers, ``(B,)``.
             target_gap: eV, ``(B,)``, None without a target.
         """
-        return self._batch(self._as_stored(index), index, target_gap)
+        return self._leading(index, target_gap, self._n_steps)
+
+    def _leading(
+        self, index: NDArray[np.int64], target_gap: NDArray[np.float64] | None, n_steps: int
+    ) -> CrystalMiniBatch:
+        """Return transitions that lead ``n_steps`` on, in the stored orders."""
+        last = self._last_of(index, n_steps)
+        return self._batch(self._as_stored(index), self._as_stored(last), index, last, target_gap)
+
+    def _last_of(self, index: NDArray[np.int64], n_steps: int) -> NDArray[np.int64]:
+        """Return the last of the steps that each transition is made of."""
+        ends = self.trajectories.step_ptr[self.trajectories.episode[index] + 1]
+        return np.minimum(index + n_steps, ends) - 1
 
     def _as_stored(self, index: NDArray[np.int64]) -> _Moves:
         data = self.trajectories
@@ -240,56 +273,73 @@ class CrystalReplayBuffer(ReplayBuffer):
             self._next_action[index],
         )
 
-    def _in_random_order(self, index: NDArray[np.int64], anew: NDArray[np.bool_]) -> _Moves:
-        """Return the moves at the same steps, some of them in orders drawn at random."""
-        data, moves = self.trajectories, self._as_stored(index)
-        index, episode = index[anew], data.episode[index[anew]]
+    def _random_orders(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return an order of filling for the episode of each step, ``(B, max_sites)``."""
+        data, episode = self.trajectories, self.trajectories.episode[index]
         n_sites = data.step_ptr[episode + 1] - data.step_ptr[episode]
-        step = data.step[index]
-        finished = data.finished[episode]
-        drawn = self.generator.random(finished.shape)
-        drawn[np.arange(finished.shape[1]) >= n_sites[:, None]] = np.inf
-        order = np.argsort(drawn, 1)
-        rows, last = np.arange(len(index)), self._terminal[index]
+        drawn = self.generator.random((len(index), data.finished.shape[1]))
+        drawn[np.arange(drawn.shape[1]) >= n_sites[:, None]] = np.inf
+        return np.argsort(drawn, 1)
+
+    def _reordered(
+        self,
+        moves: _Moves,
+        index: NDArray[np.int64],
+        anew: NDArray[np.bool_],
+        order: NDArray[np.int64],
+    ) -> None:
+        """Overwrite some of the moves at some steps with those of other orders of filling."""
+        data, index = self.trajectories, index[anew]
+        episode, step, ends = data.episode[index], data.step[index], self._terminal[index]
+        n_sites = data.step_ptr[episode + 1] - data.step_ptr[episode]
+        finished, rows = data.finished[episode], np.arange(len(index))
         site, following = order[rows, step], order[rows, np.minimum(step + 1, n_sites - 1)]
         before = np.argsort(order, 1) < step[:, None]
         moves.tokens[anew] = np.where(before, finished, 0)
         moves.site[anew] = site
         moves.action[anew] = finished[rows, site] - 1
-        moves.next_site[anew] = np.where(last, n_sites, following)
-        moves.next_action[anew] = np.where(last, 0, finished[rows, following] - 1)
-        return moves
+        moves.next_site[anew] = np.where(ends, n_sites, following)
+        moves.next_action[anew] = np.where(ends, 0, finished[rows, following] - 1)
 
     def _batch(
-        self, moves: _Moves, index: NDArray[np.int64], target_gap: NDArray[np.float64] | None
+        self,
+        first: _Moves,
+        final: _Moves,
+        index: NDArray[np.int64],
+        last: NDArray[np.int64],
+        target_gap: NDArray[np.float64] | None,
     ) -> CrystalMiniBatch:
+        """Return transitions from before the first move to after the final one."""
         data = self.trajectories
         observations = compact_rows(
             data.skeletons,
             data.skeleton[data.episode[index]],
-            moves.tokens,
-            moves.site,
+            first.tokens,
+            first.site,
             target_gap,
         )
         following = observations.copy()
-        following[:, COMPACT_HEADER.index("focus")] = moves.next_site
-        following[np.arange(len(index)), _TOKENS + moves.site] = moves.action + 1
-        terminal = self._terminal[index]
+        following[:, COMPACT_HEADER.index("focus")] = final.next_site
+        following[:, _TOKENS : _TOKENS + final.tokens.shape[1]] = final.tokens
+        following[np.arange(len(index)), _TOKENS + final.site] = final.action + 1
+        terminal = self._terminal[last]
         # No action follows the last one: zeros, as d3rlpy has it.
-        next_actions = np.where(terminal[:, None], 0, self._shown[moves.next_action])
+        next_actions = np.where(terminal[:, None], 0, self._shown[final.next_action])
+        intervals = (last - index + 1).astype(np.float32)
         rewards = np.zeros((len(index), 1), dtype=np.float32)
         if terminal.any():
             ends = data.episode[index[terminal]]
             target = None if target_gap is None else target_gap[terminal]
-            rewards[terminal, 0] = self.episode_rewards(ends, target)
+            discount = self._gamma ** (intervals[terminal] - 1.0)
+            rewards[terminal, 0] = discount * self.episode_rewards(ends, target)
         return CrystalMiniBatch(
             observations=observations,
-            actions=self._shown[moves.action].astype(np.float32),
+            actions=self._shown[first.action].astype(np.float32),
             rewards=rewards,
             next_observations=following,
             next_actions=next_actions.astype(np.float32),
             terminals=terminal[:, None].astype(np.float32),
-            intervals=np.ones((len(index), 1), dtype=np.float32),
+            intervals=intervals[:, None],
             transitions=_LazyTransitions(self, index, target_gap),
             finished=data.finished[data.episode[index]],
         )
@@ -317,7 +367,8 @@ class CrystalReplayBuffer(ReplayBuffer):
         data = self.trajectories
         index = np.arange(data.step_ptr[number], data.step_ptr[number + 1])
         target = self._draw_targets(index[:1])
-        batch = self.transitions(index, None if target is None else np.repeat(target, len(index)))
+        targets = None if target is None else np.repeat(target, len(index))
+        batch = self._leading(index, targets, n_steps=1)
         return Episode(
             observations=batch.observations,
             actions=batch.actions.astype(self._shown.dtype),
@@ -378,7 +429,8 @@ class _LazyTransitions(Sequence[Transition]):
         number = int(data.episode[index])
         rest = np.arange(index, data.step_ptr[number + 1])
         target = None if self._target_gap is None else np.full(len(rest), self._target_gap[i])
-        batch = self._buffer.transitions(rest, target)
+        batch = self._buffer.transitions(rest[:1], None if target is None else target[:1])
+        single = self._buffer._leading(rest, target, n_steps=1)
         return Transition(
             observation=batch.observations[0],
             action=batch.actions[0].astype(shown.dtype[0]),
@@ -386,8 +438,8 @@ class _LazyTransitions(Sequence[Transition]):
             next_observation=batch.next_observations[0],
             next_action=batch.next_actions[0].astype(shown.dtype[0]),
             terminal=float(batch.terminals[0, 0]),
-            interval=1,
-            rewards_to_go=batch.rewards,
+            interval=int(batch.intervals[0, 0]),
+            rewards_to_go=single.rewards,
         )
 
     def __iter__(self) -> Iterator[Transition]:
