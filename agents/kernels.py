@@ -167,8 +167,10 @@ class _MLP(Function):
             states = [x[rows], *inner, y[rows]]
             g = grad[rows]
             for i in reversed(range(n_layers)):
-                keep = i == 0 and grad_first is not None
-                out = grad_first[rows] if keep else torch.empty_like(states[i + 1])
+                if i == 0 and grad_first is not None:
+                    out = grad_first[rows]
+                else:
+                    out = torch.empty_like(states[i + 1])
                 ctx.activation.times_slope(g, states[i + 1], out, grad_biases[i])
                 g = out
                 grad_weights[i].addmm_(g.t(), states[i])
