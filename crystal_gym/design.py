@@ -458,10 +458,13 @@ def best_by_reward(
     tokens = np.zeros((len(task), task.skeletons.max_sites), np.int16)
     bar = tqdm(task.skeleton.tolist(), "search", unit="crystal", disable=not progress)
     for row, number in enumerate(bar):
-        skeleton, kwargs = task.skeletons[number], {"target_gap": target_gap, "width": width}
-        found = beam_search(policy, task.skeletons, number, mask=rule, **kwargs)
-        if not len(found):
-            found = beam_search(policy, task.skeletons, number, **kwargs)
+        skeleton = task.skeletons[number]
+        for mask in (rule, None):
+            found = beam_search(
+                policy, task.skeletons, number, target_gap=target_gap, width=width, mask=mask
+            )
+            if len(found):
+                break
         answers = oracle.evaluate_fillings([Filling(skeleton, t) for t in found.tokens])
         rewards = [expectations(answer, settings)[0] for answer in answers]
         known = [-math.inf if reward is None else reward for reward in rewards]
