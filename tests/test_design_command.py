@@ -180,7 +180,6 @@ def test_verified_candidates_have_dft_beside_the_prediction(here, capsys, pw, ps
         "--only",
         "Li",
         "Na",
-        "F",
         "Cl",
         "-n",
         "3",

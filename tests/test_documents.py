@@ -34,7 +34,7 @@ def run_blocks(document, count):
 # These train with d3rlpy's fit(), whose progress bar and logger leave files to the collector.
 @pytest.mark.filterwarnings("ignore")
 def test_the_readme_runs_from_top_to_bottom(with_mini):
-    assert 0 <= run_blocks("README.md", 4)["action"] < 88
+    assert 0 <= run_blocks("README.md", 5)["action"] < 88
 
 
 @pytest.mark.filterwarnings("ignore")
