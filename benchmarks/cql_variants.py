@@ -7,8 +7,8 @@ c-CQL, but for 500 steps) in a folder of its own below FOLDER, where an interrup
 fills the 2,484 validation skeletons at four targets. The gaps are the bundled surrogate's, not DFT.
 
 Variants: `algorithm-1` is CrystalCQL as it is. `double` lets the online network choose the next
-action that the target network values. `n-step` learns from the discounted final reward instead of
-from the target network (returns of as many steps as are left). `quantile` has 16 quantiles an
+action that the target network values. `n-step` learns from whole returns (`n_steps`), so from the
+discounted final reward instead of from the target network. `quantile` has 16 quantiles an
 action in place of a mean (QR-DQN, arXiv:1710.10044).
 """
 
@@ -36,6 +36,7 @@ from crystal_gym.oracles.surrogate import SurrogateOracle
 VARIANTS = ("algorithm-1", "double", "n-step", "quantile")
 TARGETS_EV = (1.12, 2.0, 3.0, 4.0)
 QUANTILES = 16
+WHOLE = 20  # sites of the largest crystals of MP-20
 
 
 def double_target(self, batch):
@@ -47,20 +48,6 @@ def double_target(self, batch):
         values = self._targ_q_func_forwarder.compute_expected_q(observations)
     online.train()
     return values.gather(1, chosen)
-
-
-def n_step_target(buffer):
-    data = buffer.trajectories
-
-    def compute_target(self, batch):
-        lazy = batch.numpy_batch.transitions
-        index, episode = lazy._index, data.episode[lazy._index]
-        left = data.step_ptr[episode + 1] - index - 2  # after the next one
-        final = buffer.episode_rewards(episode, lazy._target_gap)
-        returns = self._gamma ** left.clip(0) * final
-        return torch.from_numpy(returns.astype(np.float32))[:, None].to(batch.rewards.device)
-
-    return compute_target
 
 
 def quantile_loss(self, batch, q_tpn):
@@ -101,8 +88,6 @@ def prepared(variant: str, config: TrainConfig, folder: Path) -> training._Run:
     impl = run.algorithm.impl
     if variant == "double":
         impl.compute_target = types.MethodType(double_target, impl)
-    elif variant == "n-step":
-        impl.compute_target = types.MethodType(n_step_target(run.buffer), impl)
     elif variant == "quantile":
         impl.compute_target = types.MethodType(quantile_target, impl)
         impl.compute_loss = types.MethodType(quantile_loss, impl)
@@ -144,6 +129,7 @@ def main() -> None:
         evaluate_every=options.steps,
         start_from=options.run,
         seed=options.seed,
+        n_steps=WHOLE if options.variant == "n-step" else 1,
         precision="bfloat16",
     )
     run = prepared(options.variant, config, options.output / f"{options.variant}-{options.seed}")

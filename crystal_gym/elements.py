@@ -181,11 +181,13 @@ def formula_counts(tokens: NDArray[np.integer]) -> dict[str, int]:
 
 # A formula only has to be unambiguous and familiar: metals first as in the classes above, then
 # nonmetals, then halogens, by atomic number within.
-_FORMULA_KEY = [
-    ((0, 0, 1, 2, 3, 4, 4, 1, 1)[c], int(z))
-    for c, z in zip(ELEMENT_CLASS, ATOMIC_NUMBERS, strict=True)
+_FORMULA_KEY = [  # by token
+    (0, 0),
+    *(
+        ((0, 0, 1, 2, 3, 4, 4, 1, 1)[c], int(z))
+        for c, z in zip(ELEMENT_CLASS, ATOMIC_NUMBERS, strict=True)
+    ),
 ]
-_FORMULA_ORDER = [0, *(1 + sorted(_FORMULA_KEY).index(key) for key in _FORMULA_KEY)]
 
 
 def reduced_formula(tokens: NDArray[np.integer]) -> str:
@@ -193,7 +195,7 @@ def reduced_formula(tokens: NDArray[np.integer]) -> str:
     counts = Counter(np.asarray(tokens).tolist())
     divisor = math.gcd(*counts.values()) or 1
     n_empty = counts.pop(EMPTY, 0)
-    parts = [(ELEMENTS[t - 1], counts[t]) for t in sorted(counts, key=_FORMULA_ORDER.__getitem__)]
+    parts = [(ELEMENTS[t - 1], counts[t]) for t in sorted(counts, key=_FORMULA_KEY.__getitem__)]
     if n_empty:
         parts.append(("□", n_empty))
     return "".join(s + (str(n // divisor) if n > divisor else "") for s, n in parts)

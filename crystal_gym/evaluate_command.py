@@ -55,7 +55,7 @@ from crystal_gym.evaluation.study import (
 )
 from crystal_gym.evaluation.tables import all_tables, tables
 from crystal_gym.files import DAMAGED_NPZ, atomic_path, open_npz, save_npz, sha256_of
-from crystal_gym.oracles import Oracle, TableOracle
+from crystal_gym.oracles import Oracle, SurrogateOracle, TableOracle
 
 __all__ = ["EvaluationConfig", "evaluate_policies", "write_report"]
 
@@ -231,6 +231,7 @@ def _policies(
     from crystal_gym.agents.training import TrainConfig
 
     rule = ChargeNeutralMask().rows if config.mask else None
+    ranker = SurrogateOracle() if config.search else None
     short = Counter(Path(name).name for name in config.policies)
     methods = []
     for given in dict.fromkeys(config.policies):
@@ -239,6 +240,7 @@ def _policies(
         settings = _settings(policy, given, TrainConfig)
         name = Path(given).name if short[Path(given).name] == 1 else given
         conditional = settings.targets is not None
+        weights = sha256_of(path / "weights.pt")
         leaks = settings.site_order == "source"
         methods.append(
             _Method(
@@ -249,32 +251,34 @@ def _policies(
                     if leaks
                     else partial(fill, policy, action_mask=rule)
                 ),
-                made_by={"weights": sha256_of(path / "weights.pt"), "mask": config.mask},
+                made_by={"weights": weights, "mask": config.mask},
                 valued=None if leaks or not _has_values(policy, task) else policy,
                 family=_family(settings),
                 kind="policy",
                 note=_note(settings, config),
             )
         )
-        if config.search and conditional and not leaks:
-            weights = sha256_of(path / "weights.pt")
-            methods.append(_searched(name, policy, weights, config, progress))
+        if ranker is not None and conditional and not leaks:
+            methods.append(_searched(name, policy, weights, ranker, config, progress))
     return methods
 
 
 def _searched(
-    name: str, policy: Any, weights: str, config: EvaluationConfig, progress: bool
+    name: str,
+    policy: Any,
+    weights: str,
+    ranker: SurrogateOracle,
+    config: EvaluationConfig,
+    progress: bool,
 ) -> _Method:
     from crystal_gym.design import best_by_reward
-    from crystal_gym.oracles import SurrogateOracle
 
-    surrogate = SurrogateOracle()
     same = config.oracle == "surrogate"
     return _Method(
         name=f"{name}, search",
         aims=config.targets,
-        design=partial(best_by_reward, policy, surrogate, progress=progress),
-        made_by={"weights": weights, "search": _content(surrogate)},
+        design=partial(best_by_reward, policy, ranker, progress=progress),
+        made_by={"weights": weights, "search": _content(ranker)},
         kind="policy",
         note="ranked by the bundled surrogate" + (", which judges it as well" if same else ""),
     )

@@ -161,9 +161,8 @@ def main(argv: list[str] | None = None) -> int:
             for i, result in zip(order, results, strict=True)
         }
         entries = [(*pairs[i], found[i]) for i in sorted(found)]
-        skeletons.save(options.output / "skeletons.npz")
         table = table_of_fillings(skeletons, entries)
-        table.save(options.output / "table.npz")
+        table.save_with_skeletons(options.output)
         print(table)
     return 0
 

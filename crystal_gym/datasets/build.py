@@ -191,9 +191,7 @@ def build_metals(
     )
     name = "mp20-metals" if limit is None else f"mp20-metals-first{limit}"
     goal = table_dir(name)
-    goal.mkdir(parents=True, exist_ok=True)
-    table.skeletons.save(goal / "skeletons.npz")
-    table.save(goal / "table.npz")
+    table.save_with_skeletons(goal)
     text = f"{name}: {len(table):,} crystals with a gap of 0 and no energies in {goal}"
     return text + _left_out(problems)
 
@@ -364,8 +362,7 @@ def build_mini_set(labels: Path | str, folder: Path | str) -> PropertyTable:
             for number, (cell, entry) in enumerate(zip(cells, entries, strict=True))
         ),
     )
-    skeletons.save(Path(folder) / "skeletons.npz")
-    table.save(Path(folder) / "table.npz")
+    table.save_with_skeletons(folder)
     return table
 
 

@@ -104,8 +104,7 @@ def export_table(store: ResultStore, folder: Path | str, preset: str | None = No
         One sentence on what was written.
     """
     table, problems = results_table(store, preset)
-    table.skeletons.save(Path(folder) / "skeletons.npz")
-    table.save(Path(folder) / "table.npz")
+    table.save_with_skeletons(folder)
     return f"{folder}: {table!r}{_left_out(problems)}"
 
 

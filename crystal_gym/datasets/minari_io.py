@@ -135,8 +135,7 @@ def _write_in_place_of(
     data = building / "data"
     data.mkdir(parents=True)
     try:
-        table.skeletons.save(data / "skeletons.npz")
-        table.save(data / "table.npz")
+        table.save_with_skeletons(data)
         _write_storage(card, trajectories, data, progress)
         _save_columns(trajectories, data)
         _replace_folder(building, target)

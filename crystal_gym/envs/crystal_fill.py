@@ -337,16 +337,7 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
         if isinstance(action, np.ndarray) and action.shape in ((), (1,)):
             action = action.item()
         number = _integer("action", action)
-        if not 0 <= number < N_ELEMENTS:
-            raise ValueError(
-                f"action={number} is out of range: expected 0 to {N_ELEMENTS - 1} "
-                "(crystal_gym.elements.ELEMENTS lists the elements)"
-            )
-        if not self._mask[number]:
-            raise ValueError(
-                f"action {number} ({ELEMENTS[number]}) is masked here: choose one that "
-                "info['action_mask'] allows"
-            )
+        require_allowed(number, self._mask)
         return number
 
     def _observe(self) -> Any:
@@ -356,12 +347,35 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
     def _info(self) -> dict[str, Any]:
         state = self._require_state()
         if self.mask_rule is not None and not is_terminal(state):
-            self._mask = self.mask_rule([state])[0]
+            self._mask = self.mask_rule(state)
         return {
             "action_mask": self._mask.copy(),
             "skeleton": state.skeleton.name,
             "focus": state.focus,
         }
+
+
+def require_allowed(action: int, mask: NDArray[np.int8], where: str = "") -> None:
+    """Refuse an action that is none or is masked.
+
+    Args:
+        action: A number.
+        mask: Of the state, ``(88,)``.
+        where: Words after the action, such as `` of environment 3``.
+
+    Raises:
+        ValueError: If it may not be taken.
+    """
+    if not 0 <= action < N_ELEMENTS:
+        raise ValueError(
+            f"action={action}{where} is out of range: expected 0 to {N_ELEMENTS - 1} "
+            "(crystal_gym.elements.ELEMENTS lists the elements)"
+        )
+    if not mask[action]:
+        raise ValueError(
+            f"action {action} ({ELEMENTS[action]}){where} is masked here: choose one that "
+            "info['action_mask'] allows"
+        )
 
 
 def check_target_gap(target_gap: Any) -> float | None:
@@ -441,13 +455,13 @@ def _in_source_order(skeletons: SkeletonSet, oracle: Oracle) -> tuple[SkeletonSe
 
 def _mask_rule(
     mask: str, oracle: Oracle, elements: NDArray[np.int8]
-) -> Callable[[Sequence[State]], NDArray[np.int8]] | None:
-    """Return what gives the masks of states, ``(B, 88)``; None where it is always ``elements``."""
+) -> Callable[[State], NDArray[np.int8]] | None:
+    """Return what gives the mask of a state; None where it is always ``elements``."""
     if mask == "elements":
         return None
     if mask == "charge_neutral":
         neutral = ChargeNeutralMask(elements)
-        return lambda states: np.stack([neutral(state.tokens) for state in states])
+        return lambda state: neutral(state.tokens)
     if not isinstance(oracle, TableOracle):
         raise ValueError(
             f"mask={mask!r} needs a table oracle, not {type(oracle).__name__}: use oracle='table' "
@@ -464,7 +478,7 @@ def _mask_rule(
             )
         return found
 
-    return lambda states: np.stack([calculated(state) for state in states])
+    return calculated
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

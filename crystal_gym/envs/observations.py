@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from gymnasium import spaces
@@ -34,6 +34,7 @@ __all__ = [
     "PACKED_HEADER",
     "ObservationForm",
     "PackedLayout",
+    "Placed",
     "compact_rows",
     "make_form",
 ]
@@ -174,6 +175,22 @@ def finished_rows(
     return rows
 
 
+class Placed(NamedTuple):
+    """A token put on a site in each of some rows of a batch.
+
+    Attributes:
+        rows: Of the batch, int64 ``(B,)``.
+        sites: That were filled, int64 ``(B,)``.
+        tokens: On them, int16 ``(B,)``.
+        focus: The site that is next; after the last one the number of sites, int64 ``(B,)``.
+    """
+
+    rows: NDArray[np.int64]
+    sites: NDArray[np.int64]
+    tokens: NDArray[np.int16]
+    focus: NDArray[np.int64]
+
+
 class ObservationForm(Protocol):
     """One way to show a state: its space, and the state in that space."""
 
@@ -187,22 +204,14 @@ class ObservationForm(Protocol):
     ) -> Any:
         """Return the observation of a partial filling, tokens ``(n_sites,)``."""
 
-    def move(
-        self,
-        batch: Any,
-        rows: NDArray[np.int64],
-        sites: NDArray[np.int64],
-        tokens: NDArray[np.int16],
-        focus: NDArray[np.int64],
-    ) -> None:
-        """Bring rows of a batch of observations up to date, in place.
+    def move(self, batch: Any, placed: Placed) -> None:
+        """Bring a batch of observations up to date, in place.
+
+        ``space`` has no such method: its batches are no arrays.
 
         Args:
             batch: Observations, one below the other.
-            rows: Those in which a site was filled, ``(B,)``.
-            sites: That site, ``(B,)``.
-            tokens: What was put on it, ``(B,)``.
-            focus: The site that is next; after the last one the number of sites, ``(B,)``.
+            placed: What was filled in it.
         """
 
 
@@ -273,15 +282,9 @@ class GraphForm:
             observation["target_gap"] = np.array([target_gap], dtype=np.float32)
         return observation
 
-    def move(
-        self,
-        batch: dict[str, NDArray[Any]],
-        rows: NDArray[np.int64],
-        sites: NDArray[np.int64],
-        tokens: NDArray[np.int16],
-        focus: NDArray[np.int64],
-    ) -> None:
-        """Bring rows of a batch up to date."""
+    def move(self, batch: dict[str, NDArray[Any]], placed: Placed) -> None:
+        """Bring a batch up to date."""
+        rows, sites, tokens, focus = placed
         batch["element_tokens"][rows, sites] = tokens
         batch["focus"][rows, sites] = 0
         goes_on = focus < batch["node_mask"][rows].sum(1)
@@ -315,15 +318,9 @@ class PackedForm:
         row[first : first + len(tokens)] = tokens
         return row
 
-    def move(
-        self,
-        batch: NDArray[np.float32],
-        rows: NDArray[np.int64],
-        sites: NDArray[np.int64],
-        tokens: NDArray[np.int16],
-        focus: NDArray[np.int64],
-    ) -> None:
-        """Bring rows of a batch up to date."""
+    def move(self, batch: NDArray[np.float32], placed: Placed) -> None:
+        """Bring a batch up to date."""
+        rows, sites, tokens, focus = placed
         batch[rows, self.layout.tokens.start + sites] = tokens
         batch[rows, 3] = focus
 
@@ -365,15 +362,9 @@ class CompactForm:
             observation["target_gap"] = np.array([target_gap], dtype=np.float32)
         return observation
 
-    def move(
-        self,
-        batch: dict[str, NDArray[Any]],
-        rows: NDArray[np.int64],
-        sites: NDArray[np.int64],
-        tokens: NDArray[np.int16],
-        focus: NDArray[np.int64],
-    ) -> None:
-        """Bring rows of a batch up to date."""
+    def move(self, batch: dict[str, NDArray[Any]], placed: Placed) -> None:
+        """Bring a batch up to date."""
+        rows, sites, tokens, focus = placed
         batch["element_tokens"][rows, sites] = tokens
         batch["focus"][rows, 0] = focus
 

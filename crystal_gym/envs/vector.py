@@ -12,8 +12,9 @@ from gymnasium.utils.seeding import np_random
 from gymnasium.vector.utils import batch_space, create_empty_array
 from numpy.typing import ArrayLike, NDArray
 
-from crystal_gym.elements import ELEMENTS, N_ELEMENTS, reduced_formula
-from crystal_gym.envs.crystal_fill import TOLD_PROPERTIES, CrystalFillEnv
+from crystal_gym.elements import N_ELEMENTS, reduced_formula
+from crystal_gym.envs.crystal_fill import TOLD_PROPERTIES, CrystalFillEnv, require_allowed
+from crystal_gym.envs.observations import Placed
 from crystal_gym.envs.rendering import render_ansi
 from crystal_gym.envs.state import State
 from crystal_gym.oracles import Filling
@@ -154,22 +155,22 @@ class CrystalFillVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self._tokens[i] = 0
         self._order[i, :n_sites] = state.traversal
         self._order[i, n_sites] = n_sites
-        self._prepared[i] = self._env.form.prepare(skeleton)
-        shown = self._env.form.encode(
-            self._prepared[i], state.tokens, state.focus, state.target_gap
-        )
+        prepared = self._env.form.prepare(skeleton)
+        shown = self._env.form.encode(prepared, state.tokens, state.focus, state.target_gap)
         if isinstance(shown, dict):
             for name, array in shown.items():
                 self._arrays[name][i] = array
         else:
             self._arrays[i] = shown
+        if isinstance(self._arrays, list):  # arrays hold it already
+            self._prepared[i] = prepared
 
     def _show(self, rows: NDArray[np.int64], sites: NDArray[np.int64]) -> None:
         """Bring observations up to date after a token was put on a site of some environments."""
         focus = self._order[rows, self._filled[rows]]
         tokens = self._tokens[rows, sites]
         if not isinstance(self._arrays, list):
-            self._env.form.move(self._arrays, rows, sites, tokens, focus)
+            self._env.form.move(self._arrays, Placed(rows, sites, tokens, focus))
             return
         for i, site in zip(rows.tolist(), focus.tolist(), strict=True):
             filled = self._tokens[i, : self._n_sites[i]]
@@ -192,9 +193,8 @@ class CrystalFillVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         rule = self._env.mask_rule
         if rule is None:  # it is the same in all states
             return
-        going = np.flatnonzero(~self._over)
-        if len(going):
-            self._masks[going] = rule([self._state(i) for i in going.tolist()])
+        for i in np.flatnonzero(~self._over).tolist():
+            self._masks[i] = rule(self._state(i))
 
     def _infos(self) -> dict[str, Any]:
         infos: dict[str, Any] = {}
@@ -247,19 +247,9 @@ class CrystalFillVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
                 f"actions of shape {chosen.shape} and type {chosen.dtype} do not fit: expected "
                 f"{self.num_envs} whole numbers, one for each environment"
             )
-        wrong = (chosen < 0) | (chosen >= N_ELEMENTS)
-        wrong &= ~self._over
-        if wrong.any():
-            i = int(wrong.argmax())
-            raise ValueError(
-                f"action={chosen[i]} of environment {i} is out of range: expected 0 to "
-                f"{N_ELEMENTS - 1} (crystal_gym.elements.ELEMENTS lists the elements)"
-            )
-        masked = ~self._over & (self._masks[np.arange(self.num_envs), chosen % N_ELEMENTS] == 0)
-        if masked.any():
-            i = int(masked.argmax())
-            raise ValueError(
-                f"action {chosen[i]} ({ELEMENTS[chosen[i]]}) of environment {i} is masked here: "
-                "choose one that its info['action_mask'] allows"
-            )
+        beyond = (chosen < 0) | (chosen >= N_ELEMENTS)
+        masked = self._masks[np.arange(self.num_envs), chosen % N_ELEMENTS] == 0
+        for wrong in (beyond, masked):
+            for i in np.flatnonzero(wrong & ~self._over).tolist():
+                require_allowed(int(chosen[i]), self._masks[i], f" of environment {i}")
         return chosen.astype(np.int64)

@@ -127,6 +127,11 @@ class PropertyTable:
         columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "skeletons"}
         save_npz(path, format=_FORMAT, table_id=self.skeletons.table_id, **columns)
 
+    def save_with_skeletons(self, folder: Path | str) -> None:
+        """Write ``skeletons.npz`` and ``table.npz``, which :func:`load_table` reads."""
+        self.skeletons.save(Path(folder) / "skeletons.npz")
+        self.save(Path(folder) / "table.npz")
+
     @classmethod
     def load(cls, path: Path | str, skeletons: SkeletonSet | None = None) -> PropertyTable:
         """Read a table.
