@@ -43,35 +43,158 @@ static inline float activation(float x)
     return (positive - 1.0f) * LN_2 + q * e;
 }
 
-/* x[i, j] = activation(x[i, j] + bias[j]) */
-void activate(float *restrict x, const float *restrict bias, long rows, long columns)
+/* Sixteen numbers at a time: one register with AVX-512, several elsewhere. */
+typedef float vector __attribute__((vector_size(64), aligned(4)));
+
+#define WIDTH 16
+#define UNROLL _Pragma("GCC unroll 8")
+#define INLINE static inline __attribute__((always_inline))
+
+/* c[i, j] (+)= sum over k of a[i * row + k * step] * b[k, j], for R rows and V vectors of columns,
+   which are constants where this is used, so that all sums stay in registers. */
+INLINE void tile(const float *restrict a, long row, long step, const float *restrict b, long n_b,
+                 float *restrict c, long n_c, long n, const int R, const int V, int adds)
 {
-    for (long i = 0; i < rows; i++, x += columns)
-        for (long j = 0; j < columns; j++)
-            x[j] = activation(x[j] + bias[j]);
+    vector sum[6][4];
+    UNROLL for (int i = 0; i < R; i++)
+        UNROLL for (int v = 0; v < V; v++)
+            sum[i][v] = adds ? *(const vector *)(c + i * n_c + v * WIDTH) : (vector){0.0f};
+    for (long k = 0; k < n; k++, b += n_b, a += step) {
+        vector right[4];
+        UNROLL for (int v = 0; v < V; v++)
+            right[v] = *(const vector *)(b + v * WIDTH);
+        UNROLL for (int i = 0; i < R; i++) {
+            float left = a[i * row];
+            UNROLL for (int v = 0; v < V; v++)
+                sum[i][v] += left * right[v];
+        }
+    }
+    UNROLL for (int i = 0; i < R; i++)
+        UNROLL for (int v = 0; v < V; v++)
+            *(vector *)(c + i * n_c + v * WIDTH) = sum[i][v];
 }
 
-/* x[i, j] = activation(x[i, j] + ends[pairs[i, 0], j] + ends[pairs[i, 1], j]) */
-void activate_edges(float *restrict x, const float *restrict ends, const int64_t *restrict pairs,
-                    long rows, long columns)
+/* The same for as many rows as there are. */
+INLINE void columns(const float *a, long row, long step, const float *b, long n_b, float *c,
+                    long n_c, long n, long rows, const int V, int adds)
 {
-    for (long i = 0; i < rows; i++, x += columns) {
-        const float *first = ends + pairs[2 * i] * columns;
-        const float *second = ends + pairs[2 * i + 1] * columns;
-        for (long j = 0; j < columns; j++)
-            x[j] = activation(x[j] + first[j] + second[j]);
+    for (; rows >= 6; rows -= 6, a += 6 * row, c += 6 * n_c)
+        tile(a, row, step, b, n_b, c, n_c, n, 6, V, adds);
+    for (; rows >= 2; rows -= 2, a += 2 * row, c += 2 * n_c)
+        tile(a, row, step, b, n_b, c, n_c, n, 2, V, adds);
+    if (rows > 0)
+        tile(a, row, step, b, n_b, c, n_c, n, 1, V, adds);
+}
+
+/* The same for a whole matrix c of `rows` rows and n_c columns; b is (n, n_c). */
+static void multiply(const float *restrict a, long row, long step, const float *restrict b,
+                     float *restrict c, long n_c, long n, long rows, int adds)
+{
+    long j = 0;
+    for (; j + 4 * WIDTH <= n_c; j += 4 * WIDTH)
+        columns(a, row, step, b + j, n_c, c + j, n_c, n, rows, 4, adds);
+    for (; j + 2 * WIDTH <= n_c; j += 2 * WIDTH)
+        columns(a, row, step, b + j, n_c, c + j, n_c, n, rows, 2, adds);
+    for (; j + WIDTH <= n_c; j += WIDTH)
+        columns(a, row, step, b + j, n_c, c + j, n_c, n, rows, 1, adds);
+    for (; j < n_c; j++)
+        for (long i = 0; i < rows; i++) {
+            float sum = adds ? c[i * n_c + j] : 0.0f;
+            for (long k = 0; k < n; k++)
+                sum += a[i * row + k * step] * b[k * n_c + j];
+            c[i * n_c + j] = sum;
+        }
+}
+
+/* Rows that go through all layers of an MLP together: what they need stays in the first caches. */
+#define CHUNK 96
+const long chunk = CHUNK;
+
+static inline long least(long a, long b) { return a < b ? a : b; }
+
+/* An MLP over rows of x: out[l] is what layer l makes of out[l - 1], the layers' inputs and outputs
+   have size[0], size[1], ... numbers; weight[l] is (size[l], size[l + 1]). To the sums of layer
+   pairs_at, ends[pairs[i, 0]] + ends[pairs[i, 1]] is added in place of a bias, where there are
+   ends; the last layer's result plus skip goes to `added`, where there is a skip. Where keep is 0,
+   all but the last of the outs hold CHUNK rows, which are overwritten. */
+void mlp_forward(const float *restrict x, long rows, long n_layers, const long *restrict size,
+                 const float **weight, const float **bias, float **out, int keep,
+                 const float *restrict ends, const int64_t *restrict pairs, long pairs_at,
+                 const float *restrict skip, float *restrict added)
+{
+    for (long from = 0; from < rows; from += CHUNK) {
+        long n = least(CHUNK, rows - from);
+        const float *input = x + from * size[0];
+        for (long l = 0; l < n_layers; l++) {
+            long wide = size[l + 1];
+            float *result = out[l] + (keep || l == n_layers - 1 ? from * wide : 0);
+            multiply(input, size[l], 1, weight[l], result, wide, size[l], n, 0);
+            for (long i = 0; i < n; i++) {
+                float *restrict y = result + i * wide;
+                const float *first = bias[l], *second = NULL;
+                if (ends && l == pairs_at) {
+                    first = ends + pairs[2 * (from + i)] * wide;
+                    second = ends + pairs[2 * (from + i) + 1] * wide;
+                    for (long j = 0; j < wide; j++)
+                        y[j] = activation(y[j] + first[j] + second[j]);
+                } else
+                    for (long j = 0; j < wide; j++)
+                        y[j] = activation(y[j] + first[j]);
+            }
+            input = result;
+        }
+        long wide = size[n_layers];
+        if (skip)
+            for (long i = from * wide; i < (from + n) * wide; i++)
+                added[i] = out[n_layers - 1][i] + skip[i];
     }
 }
 
-/* out[i, j] = grad[i, j] * (1 - exp(-y[i, j]) / 2), and sums[j] grows by the sum of its column */
-void times_slope(const float *restrict grad, const float *restrict y, float *restrict out,
-                 float *restrict sums, long rows, long columns)
+/* The gradients of that: grad and, where it is not NULL, grad_added are those of the last result
+   and of `added`; weight[l] is (size[l + 1], size[l]) here. grad_weight[l], of the same shape, and
+   grad_bias[l] grow. grad_x, with to_x added to it where that is not NULL, and grad_pairs, the
+   gradient of the sums at pairs_at, are written where they are not NULL. work holds 2 * CHUNK rows as
+   wide as the widest. */
+void mlp_backward(const float *restrict x, long rows, long n_layers, const long *restrict size,
+                  const float **weight, const float **out, const float *grad,
+                  const float *grad_added, float **grad_weight, float **grad_bias,
+                  float *restrict grad_x, const float *to_x, float *restrict grad_pairs,
+                  long pairs_at, float *restrict work)
 {
-    for (long i = 0; i < rows; i++, grad += columns, y += columns, out += columns)
-        for (long j = 0; j < columns; j++) {
-            out[j] = grad[j] * (1.0f - 0.5f * power_of_two(-LOG2_E * y[j]));
-            sums[j] += out[j];
+    long widest = 0;
+    for (long l = 0; l <= n_layers; l++)
+        widest = size[l] > widest ? size[l] : widest;
+    for (long from = 0; from < rows; from += CHUNK) {
+        long n = least(CHUNK, rows - from), wide = size[n_layers];
+        float *g = work, *before = work + CHUNK * widest;
+        for (long i = 0; i < n * wide; i++)
+            g[i] = grad[from * wide + i] + (grad_added ? grad_added[from * wide + i] : 0.0f);
+        for (long l = n_layers - 1; l >= 0; l--) {
+            wide = size[l + 1];
+            const float *y = out[l] + from * wide;
+            float *restrict sums = grad_bias[l];
+            for (long i = 0; i < n; i++)
+                for (long j = 0; j < wide; j++) {
+                    float slope = 1.0f - 0.5f * power_of_two(-LOG2_E * y[i * wide + j]);
+                    g[i * wide + j] *= slope;
+                    sums[j] += g[i * wide + j];
+                }
+            if (grad_pairs && l == pairs_at)
+                memcpy(grad_pairs + from * wide, g, sizeof(float) * n * wide);
+            const float *input = l > 0 ? out[l - 1] + from * size[l] : x + from * size[0];
+            multiply(g, 1, wide, input, grad_weight[l], size[l], n, wide, 1);
+            if (l > 0) {
+                multiply(g, wide, 1, weight[l], before, size[l], wide, n, 0);
+                float *other = g;
+                g = before, before = other;
+            } else if (grad_x) {
+                float *gx = grad_x + from * size[0];
+                if (to_x)
+                    memcpy(gx, to_x + from * size[0], sizeof(float) * n * size[0]);
+                multiply(g, wide, 1, weight[0], gx, size[0], wide, n, to_x != NULL);
+            }
         }
+    }
 }
 
 #define LANES 16

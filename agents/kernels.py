@@ -11,7 +11,9 @@ All functions work on any device; none supports double backward.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,10 +22,12 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from crystal_gym.agents.native import LoopsInC, loops_in_c
+from crystal_gym.agents.native import loops_in_c
+from crystal_gym.agents.workspace import Loan
 
 __all__ = [
     "Bags",
+    "Pairs",
     "attention_pool",
     "bag_sum",
     "edge_mlp",
@@ -58,34 +62,16 @@ class _Activation:
     """
 
     fast: bool
-    in_c: LoopsInC | None = None
 
     @classmethod
     def on(cls, x: Tensor) -> _Activation:
-        return cls(x.device.type == "cpu" and x.dtype == torch.float32, loops_in_c(x))
+        return cls(x.device.type == "cpu" and x.dtype == torch.float32)
 
     def scaled(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weight and bias of the layer before."""
         if not self.fast:
             return weight, bias
         return weight * _LOG2_E, bias * _LOG2_E - 1.0
-
-    def layer(self, h: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
-        """Write what a layer makes of ``h`` to ``out``."""
-        if self.in_c is not None:
-            self.in_c.activate_(torch.mm(h, weight.t(), out=out), bias)
-        else:
-            self.apply_(torch.addmm(bias, h, weight.t(), out=out))
-
-    def edge_layer(
-        self, h: Tensor, weight: Tensor, ends: Tensor, pairs: Tensor, out: Tensor
-    ) -> None:
-        """Write what a layer with ``ends[pairs].sum(1)`` for a bias makes of ``h`` to ``out``."""
-        if self.in_c is not None:
-            self.in_c.activate_edges_(torch.mm(h, weight.t(), out=out), ends, pairs)
-        else:
-            sums = F.embedding_bag(pairs, ends, mode="sum")
-            self.apply_(torch.addmm(sums, h, weight.t(), out=out))
 
     def apply_(self, x: Tensor) -> None:
         """Overwrite what a linear layer returned."""
@@ -101,12 +87,23 @@ class _Activation:
 
         The sum over its rows, the gradient of the bias, is added to ``sums``.
         """
-        if self.in_c is not None:
-            self.in_c.times_slope(grad, y, out, sums)
-            return
         complement = torch.add(y.new_full((), -1.0), y, alpha=-_LOG2_E, out=out).exp2_()
         torch.addcmul(grad, grad, complement, value=-1.0, out=complement)
         sums.add_(out.sum(0))
+
+
+class Pairs(NamedTuple):
+    """The two nodes of every row of edges, in a table of ``2 * N``: as sources, then as targets.
+
+    Attributes:
+        ends: Rows of the table for every edge, int64 ``(E, 2)``.
+        incident: The inverse: edges of every row of the table, int64 ``(2 * E,)``.
+        incident_start: First of them, int64 ``(2 * N + 1,)``.
+    """
+
+    ends: Tensor
+    incident: Tensor
+    incident_start: Tensor
 
 
 def _blocks(n_rows: int, device: torch.device) -> list[slice]:
@@ -122,67 +119,127 @@ class _MLP(Function):
         ctx: Any,
         trains: bool,
         x: Tensor,
+        skip: Tensor | None,
         ends: Tensor | None,
-        pairs: Tensor | None,
-        incident: Tensor | None,
-        incident_start: Tensor | None,
+        pairs: Pairs | None,
+        pairs_at: int,
         *parameters: Tensor,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         weights, biases = parameters[::2], parameters[1::2]
-        activation = _Activation.on(x)
+        activation, in_c = _Activation.on(x), loops_in_c(x)
+        ctx.adds_input = skip is x
+        x, skip = x.contiguous(), None if skip is None else skip.contiguous()
         layers = [activation.scaled(w, b) for w, b in zip(weights, biases, strict=True)]
         if ends is not None:  # two of its rows meet in an edge, and bring the bias along
-            ends = ends * (_LOG2_E if activation.fast else 1.0) + 0.5 * layers[0][1]
-        y = x.new_empty(len(x), len(biases[-1]))
-        hidden: list[Tensor] = []
-        for rows in _blocks(len(x), x.device):
-            h = x[rows]
-            for i, (weight, bias) in enumerate(layers):
-                out = y[rows] if i == len(layers) - 1 else x.new_empty(len(h), len(bias))
-                if i == 0 and ends is not None and pairs is not None:
-                    activation.edge_layer(h, weight, ends, pairs[rows], out)
-                else:
-                    activation.layer(h, weight, bias, out)
-                h = out
-                if trains and i < len(layers) - 1:
-                    hidden.append(h)
-        ctx.save_for_backward(x, y, incident, incident_start, *weights, *hidden)
-        ctx.n_layers, ctx.activation = len(layers), activation
-        ctx.has_ends = ends is not None
-        return y
+            ends = ends * (_LOG2_E if activation.fast else 1.0) + 0.5 * layers[pairs_at][1]
+        run = partial(_layers_forward, activation) if in_c is None else in_c.mlp_forward
+        of_edges = None if pairs is None else pairs.ends
+        outs, added, loan = run(x, layers, trains, skip, ends, of_edges, pairs_at)
+        ctx.save_for_backward(x, *weights, *outs)
+        ctx.activation, ctx.in_c, ctx.pairs, ctx.pairs_at = activation, in_c, pairs, pairs_at
+        ctx.loan = loan if trains else None
+        ctx.set_materialize_grads(False)
+        return outs[-1], added
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        n_layers = ctx.n_layers
-        x, y, incident, incident_start, *saved = ctx.saved_tensors
-        weights, hidden = saved[:n_layers], saved[n_layers:]
-        grad_weights = [torch.zeros_like(w) for w in weights]
+    def backward(
+        ctx: Any, grad_y: Tensor | None, grad_added: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        x, *saved = ctx.saved_tensors
+        weights, outs = saved[: len(saved) // 2], saved[len(saved) // 2 :]
+        grad_weights = [w.new_zeros(w.shape) for w in weights]
         grad_biases = [w.new_zeros(len(w)) for w in weights]
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[1] else None
-        grad_first = x.new_empty(len(x), len(weights[0])) if ctx.has_ends else None
-        grad = grad.contiguous()
-        for number, rows in enumerate(_blocks(len(x), x.device)):
-            inner = hidden[number * (n_layers - 1) : (number + 1) * (n_layers - 1)]
-            states = [x[rows], *inner, y[rows]]
-            g = grad[rows]
-            for i in reversed(range(n_layers)):
-                if i == 0 and grad_first is not None:
-                    out = grad_first[rows]
-                else:
-                    out = torch.empty_like(states[i + 1])
-                ctx.activation.times_slope(g, states[i + 1], out, grad_biases[i])
-                g = out
-                grad_weights[i].addmm_(g.t(), states[i])
-                if i > 0:
-                    g = g @ weights[i]
-                elif grad_x is not None:
-                    torch.mm(g, weights[0], out=grad_x[rows])
+        grad_pairs = None
+        if ctx.pairs is not None:
+            like = outs[ctx.pairs_at]
+            passing = Loan(like.numel()) if ctx.in_c is not None else None
+            grad_pairs = torch.empty_like(like) if passing is None else passing.memory.view_as(like)
+        run = (
+            partial(_layers_backward, ctx.activation) if ctx.in_c is None else ctx.in_c.mlp_backward
+        )
+        run(
+            x,
+            outs,
+            weights,
+            [g.contiguous() for g in (grad_y, grad_added) if g is not None],
+            grad_weights,
+            grad_biases,
+            grad_x,
+            ctx.adds_input and grad_added is not None,
+            grad_pairs,
+            ctx.pairs_at,
+        )
         grad_ends = None
-        if grad_first is not None:
-            grad_ends = Bags(incident, incident_start).sums(grad_first)
+        if grad_pairs is not None:
+            grad_ends = Bags(ctx.pairs.incident, ctx.pairs.incident_start).sums(grad_pairs)
         parameters = [g for pair in zip(grad_weights, grad_biases, strict=True) for g in pair]
-        return None, grad_x, grad_ends, None, None, None, *parameters
+        grad_skip = None if ctx.adds_input else grad_added
+        return None, grad_x, grad_skip, grad_ends, None, None, *parameters
+
+
+def _layers_forward(
+    activation: _Activation,
+    x: Tensor,
+    layers: Sequence[tuple[Tensor, Tensor]],
+    keep: bool,
+    skip: Tensor | None,
+    ends: Tensor | None,
+    pairs: Tensor | None,
+    pairs_at: int,
+) -> tuple[list[Tensor], Tensor | None, None]:
+    """Do with torch what :meth:`LoopsInC.mlp_forward` does."""
+    blocks = _blocks(len(x), x.device)
+    inner = len(x) if keep else min(len(x), _BLOCK_ROWS) if len(blocks) > 1 else len(x)
+    rows_of = [inner] * (len(layers) - 1) + [len(x)]
+    outs = [x.new_empty(n, len(bias)) for n, (_, bias) in zip(rows_of, layers, strict=True)]
+    added = None if skip is None else torch.empty_like(outs[-1])
+    for rows in blocks:
+        h = x[rows]
+        for i, (weight, bias) in enumerate(layers):
+            whole = keep or i == len(layers) - 1
+            out = outs[i][rows] if whole else outs[i][: len(h)]
+            if i == pairs_at and ends is not None and pairs is not None:
+                bias = F.embedding_bag(pairs[rows], ends, mode="sum")
+            activation.apply_(torch.addmm(bias, h, weight.t(), out=out))
+            h = out
+        if skip is not None and added is not None:
+            torch.add(h, skip[rows], out=added[rows])
+    return outs if keep else outs[-1:], added, None
+
+
+def _layers_backward(
+    activation: _Activation,
+    x: Tensor,
+    outs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    grad_weights: Sequence[Tensor],
+    grad_biases: Sequence[Tensor],
+    grad_x: Tensor | None,
+    adds_input: bool,
+    grad_pairs: Tensor | None,
+    pairs_at: int,
+) -> None:
+    """Do with torch what :meth:`LoopsInC.mlp_backward` does."""
+    for rows in _blocks(len(x), x.device):
+        states = [t[rows] for t in (x, *outs)]
+        g = grads[0][rows] if len(grads) == 1 else grads[0][rows] + grads[1][rows]
+        for i in reversed(range(len(weights))):
+            if i == pairs_at and grad_pairs is not None:
+                out = grad_pairs[rows]
+            else:
+                out = torch.empty_like(states[i + 1])
+            activation.times_slope(g, states[i + 1], out, grad_biases[i])
+            g = out
+            grad_weights[i].addmm_(g.t(), states[i])
+            if i > 0:
+                g = g @ weights[i]
+            elif grad_x is not None and adds_input:
+                torch.addmm(grads[-1][rows], g, weights[0], out=grad_x[rows])
+            elif grad_x is not None:
+                torch.mm(g, weights[0], out=grad_x[rows])
 
 
 class _SegmentSum(Function):
@@ -318,32 +375,26 @@ def mlp(x: Tensor, *parameters: Tensor) -> Tensor:
         parameters: Weight ``(n_out, n_in)`` and bias ``(n_out,)`` of every layer in turn.
     """
     # Inside a Function gradients look switched off; ask here whether layers must be remembered.
-    return _MLP.apply(torch.is_grad_enabled(), x, None, None, None, None, *parameters)
+    return _MLP.apply(torch.is_grad_enabled(), x, None, None, None, 0, *parameters)[0]
 
 
 def edge_mlp(
-    edges: Tensor,
-    ends: Tensor,
-    pairs: Tensor,
-    incident: Tensor,
-    incident_start: Tensor,
-    *parameters: Tensor,
-) -> Tensor:
-    """Return :func:`mlp` of edges, with ``ends[pairs].sum(1)`` added to the first linear layer.
+    edges: Tensor, skip: Tensor, ends: Tensor, pairs: Pairs, pairs_at: int, *parameters: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return :func:`mlp` of edges with ``ends[pairs].sum(1)`` added in one layer; and that + skip.
 
     The features of an edge's two nodes enter that layer as a sum of two projections. Projected
     once a node instead of once an edge, they cost a gather.
 
     Args:
         edges: ``(E, n_in)``.
+        skip: What the result is added to, ``(E, n_out)``; may be ``edges``.
         ends: Projections of the nodes, ``(2 * N, n_out)``: as sources, then as targets.
-        pairs: The two rows of ``ends`` of every edge, int64 ``(E, 2)``.
-        incident: The inverse of ``pairs``: edges of every row of ``ends``, int64 ``(2 * E,)``.
-        incident_start: First of them, int64 ``(2 * N + 1,)``.
+        pairs: Which rows of ``ends`` belong to an edge.
+        pairs_at: Number of the layer to which they are added.
         parameters: Weight and bias of every layer in turn.
     """
-    trains = torch.is_grad_enabled()
-    return _MLP.apply(trains, edges, ends, pairs, incident, incident_start, *parameters)
+    return _MLP.apply(torch.is_grad_enabled(), edges, skip, ends, pairs, pairs_at, *parameters)
 
 
 def segment_sum(x: Tensor, start: Tensor, number: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -9,14 +9,16 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.nn.aggr import Set2Set
 
 from crystal_gym.agents.batch import GraphBatch
-from crystal_gym.agents.kernels import attention_pool, edge_mlp, mlp
-from crystal_gym.agents.topology import Pairs, Topology
+from crystal_gym.agents.kernels import Pairs, attention_pool, edge_mlp, mlp
+from crystal_gym.agents.topology import Topology
 from crystal_gym.elements import N_ELEMENTS
 
 __all__ = ["FOCUS_FORMS", "MEGNet"]
@@ -51,8 +53,16 @@ class _EdgeMLP(_MLP):
         super().__init__(4 * _WIDTH, 64, 64, _WIDTH)
 
     def forward(  # type: ignore[override]
-        self, edges: Tensor, nodes: Tensor, state: Tensor, topology: Topology, pairs: Pairs
-    ) -> Tensor:
+        self,
+        edges: Tensor,
+        skip: Tensor,
+        nodes: Tensor,
+        state: Tensor,
+        topology: Topology,
+        pairs: Pairs,
+        before: Sequence[nn.Linear] = (),
+    ) -> tuple[Tensor, Tensor]:
+        """Map edges, which pass through other layers before, to the MLP's result and it + skip."""
         first, *others = self.linears()
         # Messages are averaged where edges begin, because edges are sorted by source: the network
         # as published averages where they end. So source and target swap roles. Every bond is
@@ -63,10 +73,11 @@ class _EdgeMLP(_MLP):
         )
         return edge_mlp(
             edges,
+            skip,
             ends,
-            pairs.ends,
-            pairs.incident,
-            pairs.incident_start,
+            pairs,
+            len(before),
+            *(p for layer in before for p in (layer.weight, layer.bias)),
             of_edge,
             first.bias,
             *(p for layer in others for p in (layer.weight, layer.bias)),
@@ -93,23 +104,34 @@ class _Block(nn.Module):
 
         Edges of the first block, and those that enter the second, are one a class, ``(K, 32)``.
         """
-        before = edges, nodes, state
-        first = topology.first
+        nodes_before, state_before = nodes, state
         if self.dense:
-            edges, nodes, state = (f(x) for f, x in zip(self.dense, before, strict=True))
-        if self.number == 1:
-            edges, before = first.to_all(edges), (first.to_all(before[0]), *before[1:])
+            nodes, state = self.dense[1](nodes), self.dense[2](state)
+        messages, edges = self._edges(edges, nodes, state, topology)
         is_first = self.number == 0
-        pairs = first.pairs if is_first else topology.pairs
-        edges = self.update_edges(edges, nodes, state, topology, pairs)
-        sums = topology.over_first_edges(edges) if is_first else topology.over_edges(edges)
+        sums = topology.over_first_edges(messages) if is_first else topology.over_edges(messages)
         nodes = self.update_nodes(
             torch.cat([nodes, sums / topology.degree, topology.at_nodes(state)], 1)
         )
         of_edges = topology.over_nodes(sums) / topology.n_bonds
         of_nodes = topology.over_nodes(nodes) / topology.n_nodes
         state = self.update_state(torch.cat([state, of_edges, of_nodes], 1))
-        return edges + before[0], nodes + before[1], state + before[2]
+        return edges, nodes + nodes_before, state + state_before
+
+    def _edges(
+        self, edges: Tensor, nodes: Tensor, state: Tensor, topology: Topology
+    ) -> tuple[Tensor, Tensor]:
+        """Return the messages along edges, and edges with these added."""
+        first = topology.first
+        if self.number == 0:
+            return self.update_edges(edges, edges, nodes, state, topology, first.pairs)
+        if self.number == 1:
+            skip, edges = first.to_all(edges), first.to_all(self.dense[0](edges))
+            return self.update_edges(edges, skip, nodes, state, topology, topology.pairs)
+        dense = self.dense[0]
+        assert isinstance(dense, _MLP)
+        before = dense.linears()
+        return self.update_edges(edges, edges, nodes, state, topology, topology.pairs, before)
 
 
 class _SortedSet2Set(Set2Set):

@@ -8,24 +8,9 @@ import torch
 from torch import Tensor
 
 from crystal_gym.agents.batch import GraphBatch
-from crystal_gym.agents.kernels import Bags, bag_sum, segment_sum, spread
+from crystal_gym.agents.kernels import Bags, Pairs, bag_sum, segment_sum, spread
 
-__all__ = ["FirstEdges", "Pairs", "Topology"]
-
-
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """The two nodes of every row of edges, in a table of ``2 * N``: as sources, then as targets.
-
-    Attributes:
-        ends: Rows of the table for every edge, int64 ``(E, 2)``.
-        incident: The inverse: edges of every row of the table, int64 ``(2 * E,)``.
-        incident_start: First of them, int64 ``(2 * N + 1,)``.
-    """
-
-    ends: Tensor
-    incident: Tensor
-    incident_start: Tensor
+__all__ = ["FirstEdges", "Topology"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import pickle
 import shutil
@@ -213,7 +214,7 @@ def activation(request, monkeypatch):
     in_c = native._compiled() if request.param == "in C" else None
     if request.param == "in C" and in_c is None:
         pytest.skip("there is no C compiler")
-    form = K._Activation(request.param != "plain", in_c)
+    form = K._Activation(request.param != "plain")
     monkeypatch.setattr(K._Activation, "on", lambda _: form)
     monkeypatch.setattr(K, "loops_in_c", lambda _: in_c)
 
@@ -252,17 +253,13 @@ def test_what_is_not_finite_stays_so(activation):
     assert not y.isfinite().all(1).any()
 
 
-def test_loops_are_in_c_where_that_pays(monkeypatch, tmp_path):
-    x, threads = torch.zeros(1), torch.get_num_threads()
-    torch.set_num_threads(1)
+def test_loops_are_in_c_where_a_compiler_is(monkeypatch, tmp_path):
+    x = torch.zeros(1)
     try:
         native._compiled.cache_clear()
         if shutil.which("cc"):
             assert native.loops_in_c(x) is not None
         assert native.loops_in_c(x.double()) is None
-        torch.set_num_threads(3)
-        assert native.loops_in_c(x) is None
-        torch.set_num_threads(1)
         broken = tmp_path / "broken-cc"
         broken.write_text("#!/bin/sh\nexit 1\n")
         broken.chmod(0o755)
@@ -271,11 +268,48 @@ def test_loops_are_in_c_where_that_pays(monkeypatch, tmp_path):
             native._compiled.cache_clear()
             assert native.loops_in_c(x) is None
     finally:
-        torch.set_num_threads(threads)
         native._compiled.cache_clear()
 
 
+@pytest.mark.parametrize("used", ["result", "result + skip", "both"])
+@pytest.mark.parametrize("adds_input", [True, False])
+def test_edge_mlp_of_any_size_equals_autograd(activation, monkeypatch, used, adds_input):
+    monkeypatch.setattr(native, "_ROWS_A_THREAD", 50)
+    generator = torch.Generator().manual_seed(0)
+    n_nodes, n_edges, sizes = 9, 211, [7, 5, 83, 16, 7]
+    edges, skip = torch.randn(2, n_edges, 7, generator=generator).unbind()
+    ends = torch.randn(2 * n_nodes, 83, generator=generator)
+    nodes = torch.randint(n_nodes, (n_edges, 2), generator=generator)
+    at = nodes + torch.tensor([0, n_nodes])
+    order = at.t().flatten().argsort(stable=True)
+    counts = torch.bincount(at.flatten(), minlength=2 * n_nodes).cumsum(0)
+    pairs = K.Pairs(at, order % n_edges, torch.cat([torch.zeros(1, dtype=torch.int64), counts]))
+    layers = [torch.nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
+    parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
+    leaves = [edges.requires_grad_(), skip.requires_grad_(), ends.requires_grad_(), *parameters]
+    weights = torch.randn(2, n_edges, 7, generator=generator)
+    weights *= torch.tensor([used != "result + skip", used != "result"])[:, None, None]
+
+    def gradients(result, added):
+        total = (result * weights[0]).sum() if used != "result + skip" else 0.0
+        total = total + ((added * weights[1]).sum() if used != "result" else 0.0)
+        return torch.autograd.grad(total, leaves, allow_unused=True)
+
+    other = edges if adds_input else skip
+    found = K.edge_mlp(edges, other, ends, pairs, 1, *parameters)
+    h = edges
+    for i, layer in enumerate(layers):
+        h = softplus(layer(h) + (ends[at].sum(1) if i == 1 else 0.0)) - np.log(2)
+    torch.testing.assert_close(found, (h, h + other), rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        kept_nothing = K.edge_mlp(edges, other, ends, pairs, 1, *parameters)
+    torch.testing.assert_close(kept_nothing, found, rtol=0, atol=0)
+    for a, b in zip(gradients(*found), gradients(h, h + other), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_blocks_of_rows_change_nothing(monkeypatch):
+    monkeypatch.setattr(K, "loops_in_c", lambda _: None)
     rows = random_rows(random_set(), 30)
     net = MEGNet()
     whole = net(rows_to_batch(rows))
