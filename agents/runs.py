@@ -10,6 +10,7 @@ import os
 import pickle
 import platform
 import shutil
+import signal
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -21,16 +22,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
+from tqdm import tqdm
 
+from crystal_gym.agents.processes import ALONE, Processes
 from crystal_gym.agents.transformer import SiteTransformer
 from crystal_gym.files import atomic_path
+from crystal_gym.interrupts import noted_interrupts
 
 __all__ = [
-    "RunLog",
     "TrainingRun",
     "averaged",
-    "claim_folder",
     "load_checkpoint",
     "memory_in_one_sentence",
     "pick_device",
@@ -93,13 +96,32 @@ def require_usual(config: Any) -> None:
         require(config, name, getattr(config, name) in choices, " or ".join(choices))
 
 
-def claim_folder(config: Any, folder: Path, device: str) -> None:
+def _claim_folder(config: Any, folder: Path, device: str, processes: Processes) -> FileLock:
     """Write the settings of a new run, or check that they are those of the run that is here.
+
+    Returns:
+        The folder's lock: this process's until it is released, or the process ends in any way.
 
     Raises:
         ValueError: If the folder holds a run of other settings.
+        OSError: If another process is at work there.
     """
-    path = folder / "config.json"
+    lock = FileLock(folder / ".lock")
+    if not processes.first:  # whoever fails takes all down
+        return lock
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise OSError(
+            f"another process is training in {folder}: expected one at a time; wait for it, or "
+            "choose another folder"
+        ) from None
+    _check_settings(config, folder / "config.json", device, processes)
+    return lock
+
+
+def _check_settings(config: Any, path: Path, device: str, processes: Processes) -> None:
     mine = json.loads(json.dumps(dataclasses.asdict(config)))
     if path.exists():
         # A run that began before a setting was there has had that setting's default.
@@ -108,12 +130,11 @@ def claim_folder(config: Any, folder: Path, device: str) -> None:
         other = [k for k in {**mine, **theirs} if theirs.get(k) != mine.get(k)]
         if other:
             raise ValueError(
-                f"{folder} holds a run with {other[0]}={theirs.get(other[0])!r}, this one "
+                f"{path.parent} holds a run with {other[0]}={theirs.get(other[0])!r}, this one "
                 f"has {mine.get(other[0])!r}: expected the same settings to go on with it; choose "
                 "another folder"
             )
         return
-    folder.mkdir(parents=True, exist_ok=True)
     packages = ("crystal-gym", "d3rlpy", "minari", "numpy", "torch", "torch-geometric")
     text = {
         "settings": mine,
@@ -121,6 +142,7 @@ def claim_folder(config: Any, folder: Path, device: str) -> None:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
         "threads": torch.get_num_threads(),
+        "processes": processes.count,
     }
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
@@ -214,7 +236,7 @@ def prepare_network(network: nn.Module, precision: str, compile: str, device: st
                 module.compile_layers()
 
 
-class RunLog:
+class _RunLog:
     """``log.csv`` and TensorBoard's events.
 
     Args:
@@ -269,20 +291,52 @@ class TrainingRun(ABC):
     """The state of a run, and the loop that every run goes through.
 
     Attributes:
-        config: Settings, with ``steps``, ``evaluate_every`` and ``averaging``.
         network: What is trained.
         averaged: Running average of its weights.
-        log: Of the run.
         step: Gradient steps that are done.
         seconds: That they and the evaluations took, with those before an interruption.
+
+    Args:
+        config: Settings, with ``seed``, ``steps``, ``batch_size``, ``evaluate_every`` and
+            ``averaging``.
+        folder: Of the run.
+        processes: That train together; what the first evaluates, writes and says is for all.
+        device: Of this one.
+
+    Raises:
+        ValueError: If the folder holds a run of other settings, or the processes cannot share a
+            batch.
+        OSError: If another process is at work in the folder.
     """
 
-    config: Any
     network: nn.Module
     averaged: nn.Module
-    log: RunLog
     step: int = 0
     seconds: float = 0.0
+
+    def __init__(
+        self, config: Any, folder: Path, processes: Processes = ALONE, device: str = "cpu"
+    ) -> None:
+        size = config.batch_size
+        if size % processes.count:
+            raise ValueError(
+                f"batch_size={size} cannot be shared by {processes.count} processes: expected a "
+                "multiple of their number"
+            )
+        self.config, self.folder = config, folder
+        self.processes, self.device = processes, device
+        self._lock = _claim_folder(config, folder, device, processes)
+        self._log = _RunLog(folder, self.measures) if processes.first else None
+
+    @property
+    @abstractmethod
+    def measures(self) -> tuple[str, ...]:
+        """Names of what an evaluation gives."""
+
+    @property
+    @abstractmethod
+    def shown(self) -> dict[str, str]:
+        """What the progress bar says beside the losses."""
 
     @abstractmethod
     def update(self) -> dict[str, float]:
@@ -304,36 +358,76 @@ class TrainingRun(ABC):
         """Return whether to stop before the last step."""
         return False
 
+    def train(self, progress: bool) -> None:
+        """Train to the end, with a progress bar on standard error.
+
+        Raises:
+            KeyboardInterrupt: After Ctrl-C or SIGTERM, with the state stored.
+        """
+        with (
+            # In the middle of a step no state is worth keeping.
+            noted_interrupts(signal.SIGTERM) as interrupted,
+            tqdm(
+                total=self.config.steps,
+                initial=self.step,
+                disable=not (progress and self.processes.first),
+                unit="step",
+                smoothing=0.05,
+            ) as bar,
+        ):
+            for metrics in self.steps(interrupted):
+                bar.update(self.step - bar.n)
+                losses = {k: f"{v:.3g}" for k, v in metrics.items()}
+                bar.set_postfix(losses | self.shown, refresh=False)
+
     def steps(self, interrupted: threading.Event) -> Iterator[dict[str, float]]:
         """Train to the end; give the mean metrics of every fifty steps."""
         recent: list[dict[str, float]] = []
         begun = time.monotonic() - self.seconds
         while self.step < self.config.steps:
+            # What is drawn in a step, such as dropout, depends on nothing that came before it.
+            torch.manual_seed(_seed_of(self.config.seed, self.step, self.processes.rank))
             recent.append(self.update())
             self.step += 1
             averaged(self.averaged, self.network, self.config.averaging, self.step)
             self.seconds = time.monotonic() - begun
-            if interrupted.is_set():
-                self.save()
+            if self.processes.any(interrupted.is_set()):
+                self._store()
                 raise KeyboardInterrupt
             evaluates = (
                 self.step % self.config.evaluate_every == 0 or self.step == self.config.steps
             )
             if self.step % _LOG_EVERY == 0 or evaluates:
                 mean = {k: float(np.mean([m[k] for m in recent])) for k in recent[0]}
-                recent = []
-                scores = self.evaluate() if evaluates else None
+                mean, recent = self.processes.mean(mean), []
+                scores = self.evaluate() if evaluates and self.processes.first else None
                 self.seconds = time.monotonic() - begun
-                self.log.write(self.step, self.seconds, mean, scores)
+                if self._log is not None:
+                    self._log.write(self.step, self.seconds, mean, scores)
                 yield mean
                 if evaluates:
-                    self.save()
-                if self.has_enough():
+                    self._store()
+                if self.processes.from_first(self.has_enough()):
                     return
 
+    def _store(self) -> None:
+        if self.processes.first:
+            self.save()
+
+    def cut_log(self) -> None:
+        """Drop what the log has of steps that are taken again."""
+        if self._log is not None:
+            self._log.cut(self.step)
+
     def close(self) -> None:
-        """Finish the logs."""
-        self.log.close()
+        """Finish the logs, and leave the folder to others."""
+        if self._log is not None:
+            self._log.close()
+        self._lock.release()
+
+
+def _seed_of(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
 
 
 def require_finite(metrics: Mapping[str, float], config: Any, step: int, kept: str) -> None:

@@ -21,14 +21,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from crystal_gym.agents.batch import GraphBatch, rows_to_batch
 from crystal_gym.agents.optimizers import MuonFactory
+from crystal_gym.agents.processes import ALONE, Processes, averages_gradients, joined_processes
 from crystal_gym.agents.runs import (
-    RunLog,
     TrainingRun,
-    claim_folder,
     load_checkpoint,
     memory_in_one_sentence,
     pick_device,
@@ -49,7 +47,6 @@ from crystal_gym.datasets.replay import load_trajectories
 from crystal_gym.datasets.trajectories import Trajectories
 from crystal_gym.envs.observations import compact_rows
 from crystal_gym.files import atomic_path
-from crystal_gym.interrupts import noted_interrupts
 from crystal_gym.oracles import PropertyTable, Status, load_table
 
 __all__ = ["LabelledCrystals", "SurrogateConfig", "train_surrogate"]
@@ -200,6 +197,9 @@ def train_surrogate(
 ) -> SurrogateScores:
     """Train a surrogate, or go on with a run that was interrupted.
 
+    Under ``torchrun`` every process takes its share of each batch, and the first one evaluates and
+    writes.
+
     Args:
         config: Settings.
         folder: The run's folder; one that holds a run of the same settings is continued.
@@ -212,27 +212,22 @@ def train_surrogate(
         ValueError: If the folder holds a run of other settings, the dataset is not there or too
             small, or the loss is not finite.
         MemoryError: If a batch does not fit into memory.
+        OSError: If another process is training there.
+        KeyboardInterrupt: After Ctrl-C or SIGTERM, with the state stored.
     """
-    run = _Run(config, Path(folder))
-    run.resume()
-    try:
-        with (
-            memory_in_one_sentence(config.batch_size, folder),
-            noted_interrupts() as interrupted,
-            tqdm(total=config.steps, initial=run.step, disable=not progress, unit="step") as bar,
-        ):
-            for metrics in run.steps(interrupted):
-                bar.update(run.step - bar.n)
-                shown = {k: f"{v:.3g}" for k, v in metrics.items()}
-                if run.scores is not None:
-                    shown["val_gap"] = f"{run.scores.gap_mae_ev:.3f}"
-                bar.set_postfix(shown, refresh=False)
-        if run.scores is None:  # a run that was at its end already
-            run.evaluate()
-        assert run.scores is not None
-        return run.scores
-    finally:
-        run.close()
+    with joined_processes(pick_device(config.device)) as (processes, device):
+        run = _Run(config, Path(folder), processes, device)
+        try:
+            run.resume()
+            with memory_in_one_sentence(config.batch_size, folder):
+                run.train(progress)
+            if run.scores is None and processes.first:  # a run that was at its end already
+                run.evaluate()
+        finally:
+            run.close()
+        scores: SurrogateScores | None = processes.from_first(run.scores)
+    assert scores is not None
+    return scores
 
 
 @dataclass(frozen=True)
@@ -258,10 +253,12 @@ class _Part:
         held_out = crystals.subset(np.sort(order[:n_held_out]))
         return cls(crystals.subset(np.sort(order[n_held_out:])), held_out, batch_size)
 
-    def batch(self, config: SurrogateConfig, step: int, device: str) -> tuple[GraphBatch, Tensor]:
-        """Return the crystals of a step and their labels ``(batch_size, 2)``."""
+    def batch(
+        self, config: SurrogateConfig, step: int, device: str, share: slice
+    ) -> tuple[GraphBatch, Tensor]:
+        """Return a share of the crystals of a step and their labels ``(B, 2)``."""
         sizes = self.training.n_sites
-        numbers = _numbers_of_step(sizes, self.batch_size, config.seed, step)
+        numbers = _numbers_of_step(sizes, self.batch_size, config.seed, step)[share]
         rows = torch.from_numpy(self.training.rows[numbers]).to(device)
         return rows_to_batch(rows), self.training.labels[torch.from_numpy(numbers)].to(device)
 
@@ -272,9 +269,13 @@ class _Run(TrainingRun):
     network: Surrogate
     averaged: Surrogate
 
-    def __init__(self, config: SurrogateConfig, folder: Path) -> None:
-        self.config, self.folder = config, folder
-        self.device = pick_device(config.device)
+    def __init__(
+        self,
+        config: SurrogateConfig,
+        folder: Path,
+        processes: Processes = ALONE,
+        device: str = "cpu",
+    ) -> None:
         crystals = LabelledCrystals.of_trajectories(load_trajectories(config.dataset))
         size = config.batch_size
         self.parts = [_Part.of(crystals, f"dataset={config.dataset!r}", config, size)]
@@ -282,7 +283,7 @@ class _Run(TrainingRun):
             crystals = LabelledCrystals.of_table(load_table(config.table))
             size = max(1, round(_TABLE_SHARE * size))
             self.parts.append(_Part.of(crystals, f"table={config.table!r}", config, size))
-        claim_folder(config, folder, self.device)
+        super().__init__(config, folder, processes, device)
         d3rlpy.seed(config.seed)
         self.network = Surrogate(
             config.members, config.width, config.layers, config.heads, config.dropout
@@ -294,16 +295,29 @@ class _Run(TrainingRun):
         optimizer = MuonFactory(config.weight_decay).create_optimizer(modules, config.learning_rate)
         self.optimizer = optimizer
         self.schedule = WarmupCosineFactory(config.warmup, config.steps).create(optimizer)
+        self.members = [averages_gradients(m, processes) for m in self.network.members]
         self.scores: SurrogateScores | None = None
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of what an evaluation gives."""
         names = [f.name for f in dataclasses.fields(SurrogateScores)]
-        self.log = RunLog(folder, (*names, *([_OF_TABLE] if config.table else [])))
+        return (*names, *([_OF_TABLE] if self.config.table else []))
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """What the progress bar says beside the losses."""
+        return {} if self.scores is None else {"val_gap": f"{self.scores.gap_mae_ev:.3f}"}
 
     def update(self) -> dict[str, float]:
         """Take a gradient step of every member; return the mean losses."""
-        batches = [part.batch(self.config, self.step, self.device) for part in self.parts]
+        batches = [
+            part.batch(self.config, self.step, self.device, self.processes.share)
+            for part in self.parts
+        ]
         seen: list[dict[str, Tensor]] = []
         self.network.train()
-        for member in self.network.members:
+        for member in self.members:
             losses, *of_table = (_losses(member(batch), labels) for batch, labels in batches)
             if of_table:
                 table_loss = torch.stack(list(of_table[0].values())).sum()
@@ -361,7 +375,6 @@ class _Run(TrainingRun):
             "averaged": self.averaged.members.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "torch": torch.get_rng_state(),
         }
         with atomic_path(self.folder / "checkpoint.pt") as path:
             torch.save(state, path)
@@ -375,9 +388,8 @@ class _Run(TrainingRun):
             self.averaged.members.load_state_dict(state["averaged"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
-            torch.set_rng_state(state["torch"].cpu())
             self.step, self.seconds = state["step"], state["seconds"]
-        self.log.cut(self.step)
+        self.cut_log()
 
 
 def _losses(found: MemberOutput, labels: Tensor) -> dict[str, Tensor]:

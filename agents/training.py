@@ -21,18 +21,17 @@ from d3rlpy.algos.qlearning.base import QLearningAlgoBase
 from d3rlpy.base import LearnableConfig
 from d3rlpy.constants import ActionSpace
 from d3rlpy.serializable_config import CONFIG_STORAGE
+from d3rlpy.torch_utility import unwrap_ddp_model
 from torch import nn
-from tqdm import tqdm
 
 from crystal_gym.agents.cloning import CrystalBCConfig
 from crystal_gym.agents.cql import CrystalCQLConfig
 from crystal_gym.agents.encoders import MEGNetEncoderFactory
 from crystal_gym.agents.optimizers import MuonFactory
 from crystal_gym.agents.policy import GreedyPolicy, load_weights, save_policy
+from crystal_gym.agents.processes import ALONE, Processes, joined_processes
 from crystal_gym.agents.runs import (
-    RunLog,
     TrainingRun,
-    claim_folder,
     load_checkpoint,
     memory_in_one_sentence,
     pick_device,
@@ -49,7 +48,6 @@ from crystal_gym.datasets.trajectories import Trajectories, in_source_order
 from crystal_gym.evaluation import Scores, Task, rollout, score
 from crystal_gym.evaluation.metrics import compositions, valid
 from crystal_gym.files import atomic_path
-from crystal_gym.interrupts import noted_interrupts
 
 __all__ = ["PRESETS", "TrainConfig", "train"]
 
@@ -181,6 +179,9 @@ def _d3rlpy_config(name: str) -> type[LearnableConfig]:
 def train(config: TrainConfig, folder: Path | str, *, progress: bool = True) -> Scores:
     """Train a policy, or go on with a run that was interrupted.
 
+    Under ``torchrun`` every process takes its share of each batch, and the first one evaluates and
+    writes.
+
     Args:
         config: Settings.
         folder: The run's folder; one that holds a run of the same settings is continued.
@@ -192,50 +193,42 @@ def train(config: TrainConfig, folder: Path | str, *, progress: bool = True) -> 
     Raises:
         ValueError: If the folder holds a run of other settings, or the loss is not finite.
         MemoryError: If a batch does not fit into memory.
+        OSError: If another process is training there.
+        KeyboardInterrupt: After Ctrl-C or SIGTERM, with the state stored.
     """
-    run = _Run(config, Path(folder))
-    run.resume()
-    try:
-        with (
-            memory_in_one_sentence(config.batch_size, folder),
-            noted_interrupts() as interrupted,  # in the middle of a step no state is worth keeping
-            tqdm(
-                total=config.steps,
-                initial=run.step,
-                disable=not progress,
-                unit="step",
-                smoothing=0.05,
-            ) as bar,
-        ):
-            for metrics in run.steps(interrupted):
-                bar.update(run.step - bar.n)
-                bar.set_postfix(
-                    {k: f"{v:.3g}" for k, v in metrics.items()}
-                    | ({"val": f"{run.best.accuracy:.3f}"} if run.best else {}),
-                    refresh=False,
-                )
-    finally:
-        run.close()
-    assert run.best is not None
-    return run.best
+    with joined_processes(pick_device(config.device)) as (processes, device):
+        run = _Run(config, Path(folder), processes, device)
+        try:
+            run.resume()
+            with memory_in_one_sentence(config.batch_size, folder):
+                run.train(progress)
+        finally:
+            run.close()
+        best: Scores | None = processes.from_first(run.best)
+    assert best is not None
+    return best
 
 
 class _Run(TrainingRun):
     """The state of a run."""
 
-    def __init__(self, config: TrainConfig, folder: Path) -> None:
-        self.config, self.folder = config, folder
-        self.device = pick_device(config.device)
-        claim_folder(config, folder, self.device)
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: Path,
+        processes: Processes = ALONE,
+        device: str = "cpu",
+    ) -> None:
+        training, validation = _data(config)  # before the folder is claimed: it may be missing
+        super().__init__(config, folder, processes, device)
         d3rlpy.seed(config.seed)
-        training, validation = _data(config)
         self.buffer = _buffer(config, training)
         self.known = compositions(training.finished)
         numbers = np.random.default_rng(0).permutation(len(validation))
         held_out = validation.subset(np.sort(numbers[: config.validation_crystals]))
         self.task = Task.of_trajectories(held_out)
         self.targets = held_out.band_gap_ev if self.buffer.targets.conditional else None
-        self.algorithm = _algorithm(config, self.device)
+        self.algorithm = _algorithm(config, self.device, processes)
         self.algorithm.build_with_dataset(self.buffer)
         acting = GreedyPolicy(self.algorithm)
         self.network = acting.stored
@@ -243,7 +236,9 @@ class _Run(TrainingRun):
             self.network.load_state_dict(load_weights(config.start_from))
             modules = self.algorithm.impl.modules
             if hasattr(modules, "targ_q_funcs"):
-                modules.targ_q_funcs.load_state_dict(modules.q_funcs.state_dict())
+                unwrap_ddp_model(modules.targ_q_funcs).load_state_dict(
+                    unwrap_ddp_model(modules.q_funcs).state_dict()
+                )
         # Acts by the running average of the weights, in float32.
         self.policy = copy.deepcopy(acting)
         self.averaged = self.policy.stored.requires_grad_(False)
@@ -252,11 +247,21 @@ class _Run(TrainingRun):
                 prepare_network(network, config.precision, config.compile, self.device)
         self.saved_step = self.stale = 0
         self.best: Scores | None = None
-        self.log = RunLog(folder, tuple(f.name for f in dataclasses.fields(Scores)))
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of what an evaluation gives."""
+        return tuple(f.name for f in dataclasses.fields(Scores))
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """What the progress bar says beside the losses."""
+        return {"val": f"{self.best.accuracy:.3f}"} if self.best else {}
 
     def update(self) -> dict[str, float]:
         """Take a gradient step; return its metrics."""
-        metrics = self.algorithm.update(self.buffer.sample_transition_batch(self.config.batch_size))
+        batch = self.buffer.sample_transition_batch(self.config.batch_size)
+        metrics = self.algorithm.update(batch.of_rows(self.processes.share))
         kept = f"the state of step {self.saved_step} is kept in {self.folder}"
         require_finite(metrics, self.config, self.step, kept)
         return metrics
@@ -295,7 +300,6 @@ class _Run(TrainingRun):
             "modules": {name: module.state_dict() for name, module in modules.items()},
             "averaged": self.averaged.state_dict(),
             "sampling": self.buffer.generator.bit_generator.state,
-            "torch": torch.get_rng_state(),
         }
         with atomic_path(self.folder / "checkpoint.pt") as path:
             torch.save(state, path)
@@ -310,12 +314,11 @@ class _Run(TrainingRun):
                 module.load_state_dict(state["modules"][name])
             self.averaged.load_state_dict(state["averaged"])
             self.buffer.generator.bit_generator.state = state["sampling"]
-            torch.set_rng_state(state["torch"].cpu())
         self.step = self.saved_step = state["step"]
         self.seconds, self.stale = state["seconds"], state["stale"]
         self.best = None if state["best"] is None else Scores(**state["best"])
         self.algorithm._grad_step = self.step
-        self.log.cut(self.step)
+        self.cut_log()
 
 
 def _data(config: TrainConfig) -> tuple[Trajectories, Trajectories]:
@@ -350,7 +353,7 @@ def _buffer(config: TrainConfig, training: Trajectories) -> CrystalReplayBuffer:
     )
 
 
-def _algorithm(config: TrainConfig, device: str) -> Any:
+def _algorithm(config: TrainConfig, device: str, processes: Processes) -> Any:
     kind = PRESETS.get(config.algorithm, (None,))[0] or _d3rlpy_config(config.algorithm)
     optimizer = MuonFactory(
         weight_decay=config.weight_decay,
@@ -366,7 +369,8 @@ def _algorithm(config: TrainConfig, device: str) -> Any:
         "optim_factory": optimizer,
     }
     known = {f.name for f in dataclasses.fields(kind)}
-    algorithm = kind(**{k: v for k, v in wanted.items() if k in known}).create(device=device)
+    settings = kind(**{k: v for k, v in wanted.items() if k in known})
+    algorithm = settings.create(device=device, enable_ddp=processes.several)
     if (
         not isinstance(algorithm, QLearningAlgoBase)
         or algorithm.get_action_type() != ActionSpace.DISCRETE
@@ -380,6 +384,10 @@ def _algorithm(config: TrainConfig, device: str) -> Any:
 
 
 def _stateful(modules: Any) -> dict[str, Any]:
-    """Return the networks and optimizers of an algorithm by name."""
+    """Return the networks, as they are without other processes, and optimizers by name."""
     found = {f.name: getattr(modules, f.name) for f in dataclasses.fields(modules)}
-    return {name: value for name, value in found.items() if hasattr(value, "state_dict")}
+    return {
+        name: unwrap_ddp_model(value) if isinstance(value, nn.Module) else value
+        for name, value in found.items()
+        if hasattr(value, "state_dict")
+    }

@@ -636,6 +636,7 @@ def _train(options: argparse.Namespace) -> None:
     require_agents()
     import torch
 
+    from crystal_gym.agents.processes import is_first
     from crystal_gym.agents.training import TrainConfig, train
     from crystal_gym.evaluation import text_table
 
@@ -647,22 +648,24 @@ def _train(options: argparse.Namespace) -> None:
     if options.target_gap is not None:
         settings["target_gap"] = [_number_or_word(t) for t in options.target_gap]
     if settings.get("algorithm") == "surrogate":
-        _train_surrogate(settings, options.output)
-        return
-    config = TrainConfig.from_dict(settings)
-    scores = train(config, options.output)
-    print(
-        f"best policy in {options.output / 'policy'}; on validation crystals, per cent, filled "
-        f"greedily without a mask:\n\n{text_table({config.algorithm: scores})}"
-    )
+        text = _train_surrogate(settings, options.output)
+    else:
+        config = TrainConfig.from_dict(settings)
+        scores = train(config, options.output)
+        text = (
+            f"best policy in {options.output / 'policy'}; on validation crystals, per cent, filled "
+            f"greedily without a mask:\n\n{text_table({config.algorithm: scores})}"
+        )
+    if is_first():
+        print(text)
 
 
-def _train_surrogate(settings: dict[str, object], folder: Path) -> None:
+def _train_surrogate(settings: dict[str, object], folder: Path) -> str:
     from crystal_gym.agents.surrogate_training import SurrogateConfig, train_surrogate
 
     del settings["algorithm"]
     scores = train_surrogate(SurrogateConfig.from_dict(settings), folder)
-    print(
+    return (
         f"surrogate in {folder / 'surrogate'}; on crystals of the training data that it did not "
         f"learn from: mean absolute error of the gap {scores.gap_mae_ev:.3f} eV, of the formation "
         f"energy {scores.energy_mae_ev_per_atom:.3f} eV/atom, {100 * scores.metal_accuracy:.1f}% "

@@ -169,14 +169,14 @@ def test_too_little_memory_is_one_sentence(dataset_id, tmp_path, monkeypatch):
 def _without_sampling(init):
     """Building the network samples a transition; only the steps shall fail."""
 
-    def patched(self, config, folder):
+    def patched(self, config, folder, *others):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
                 T.CrystalReplayBuffer,
                 "sample_transition_batch",
                 lambda self, n: self.transitions(np.arange(n), None),
             )
-            init(self, config, folder)
+            init(self, config, folder, *others)
 
     return patched
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -120,6 +120,11 @@ class CrystalMiniBatch(TransitionMiniBatch):
     """
 
     finished: NDArray[np.int8]
+
+    def of_rows(self, rows: slice) -> CrystalMiniBatch:
+        """Return some of the transitions."""
+        found = {f.name: getattr(self, f.name)[rows] for f in fields(self)}
+        return CrystalMiniBatch(**found)
 
 
 class _Moves(NamedTuple):
@@ -424,6 +429,9 @@ class _LazyTransitions(Sequence[Transition]):
         return len(self._index)
 
     def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            target = None if self._target_gap is None else self._target_gap[i]
+            return _LazyTransitions(self._buffer, self._index[i], target)
         data, shown = self._buffer.trajectories, self._buffer.dataset_info.action_signature
         index = int(self._index[i])
         number = int(data.episode[index])
