@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import os
 import tempfile
@@ -15,6 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from platformdirs import user_cache_path
+
+try:
+    import fcntl
+except ImportError:  # Windows: what a killed process leaves stays
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
     "DAMAGED_NPZ",
@@ -72,21 +79,44 @@ def save_npz(path: Path | str, **arrays: ArrayLike) -> None:
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Give a temporary path beside ``path`` that replaces it once the block has succeeded.
 
-    The data are flushed to disk before the rename; after an error or a kill ``path`` is as it was.
+    The data are flushed to disk before the rename; after an error or a kill ``path`` is as it was,
+    and what a killed process left beside it is removed by the next one that writes there.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    os.close(handle)
-    os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
-    temporary = Path(name)
+    _remove_abandoned(target)
+    handle, temporary = _locked_temporary(target)
     try:
+        os.chmod(temporary, 0o666 & ~_umask())  # it was made such that only its owner may read
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
     finally:
+        os.close(handle)
         temporary.unlink(missing_ok=True)
+
+
+def _locked_temporary(target: Path) -> tuple[int, Path]:
+    """Make a file beside ``target`` whose lock shows, until its process ends, that it is in use."""
+    while True:
+        handle, name = tempfile.mkstemp(".part", f".{target.name}.", target.parent)
+        if fcntl is None:
+            return handle, Path(name)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.exists(name):
+            return handle, Path(name)
+        os.close(handle)  # another process took it for abandoned before it was locked
+
+
+def _remove_abandoned(target: Path) -> None:
+    if fcntl is None:
+        return
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        # Whoever writes there has the lock; a file that is gone or another's is not ours to remove.
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 def sha256_of(path: Path | str) -> str:

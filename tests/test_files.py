@@ -1,7 +1,10 @@
 """`crystal_gym.files`: where things are kept, and whole-or-nothing writes."""
 
+import contextlib
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -31,6 +34,42 @@ def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path, error):
         write()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+_WRITER = """
+import sys
+from crystal_gym.files import atomic_path
+with atomic_path(sys.argv[1]) as temporary:
+    temporary.write_text("theirs")
+    print("writing", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@contextlib.contextmanager
+def another_writer(path):
+    command = [sys.executable, "-c", _WRITER, str(path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        assert process.stdout.readline() == "writing\n"
+        yield process
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+def test_what_a_killed_writer_left_is_removed_and_a_living_ones_is_not(tmp_path):
+    path = tmp_path / "file [1]"  # brackets mean something in patterns
+    with another_writer(path) as process:
+        process.kill()
+    assert len(os.listdir(tmp_path)) == 1
+    with another_writer(path) as process:
+        with atomic_path(path) as temporary:
+            temporary.write_text("ours")
+            assert len(os.listdir(tmp_path)) == 2  # theirs and ours; the killed one's is gone
+        assert path.read_text() == "ours"
+        process.communicate("go on\n")
+        assert process.returncode == 0
+    assert path.read_text() == "theirs"
+    assert os.listdir(tmp_path) == [path.name]
 
 
 def test_a_written_file_can_be_read_by_whom_the_umask_allows(tmp_path):
