@@ -40,7 +40,7 @@ def build_command(folder: Path) -> list[str]:
 
 
 def train_command(folder: Path) -> list[str]:
-    settings = ["--steps", "200", "--batch-size", "16", "--evaluate-every", "10"]
+    settings = ["--steps", "80", "--batch-size", "16", "--evaluate-every", "8"]
     settings += ["--validation-crystals", "20", "--warmup", "10", "--threads", "1"]
     return [*CRYSTAL_GYM, "train", "c-cql", "--dataset", "crystal-mini-v0", *settings, "-o", "run"]
 
