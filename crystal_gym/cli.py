@@ -154,6 +154,7 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     building.add_argument("--limit", type=_count, help="only the first crystals of each split")
     building.add_argument("--workers", type=_count, help="processes (default: all cores)")
+    _add_executor(building)
     building.set_defaults(run=_data_build)
 
     exporting = actions.add_parser(
@@ -576,23 +577,20 @@ def _data_fetch(options: argparse.Namespace) -> None:
 
 
 def _data_build(options: argparse.Namespace) -> None:
+    from crystal_gym.cluster import executor_at
     from crystal_gym.datasets.build import build_metals, build_mini, build_mp20, build_tabular
 
     if options.what in ("mini", "tabular"):
         build = build_mini if options.what == "mini" else build_tabular
         print(build(progress=True))
         return
-    if options.what == "mp20-metals":
-        print(
-            build_metals(
-                options.source, limit=options.limit, workers=options.workers, progress=True
-            )
-        )
-        return
-    for report in build_mp20(
-        options.source, limit=options.limit, workers=options.workers, progress=True
-    ):
-        print(report)
+    with executor_at(options.executor) as executor:
+        settings = {"limit": options.limit, "workers": options.workers, "executor": executor}
+        if options.what == "mp20-metals":
+            print(build_metals(options.source, **settings, progress=True))
+            return
+        for report in build_mp20(options.source, **settings, progress=True):
+            print(report)
 
 
 def _data_show(options: argparse.Namespace) -> None:

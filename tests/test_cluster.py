@@ -1,6 +1,7 @@
 """Workers of a Dask scheduler, and every way in which one of the processes can fail."""
 
 import contextlib
+import dataclasses
 import os
 import re
 import signal
@@ -12,11 +13,14 @@ from collections import Counter
 
 import ase.db
 import ase.io
+import numpy as np
 import pytest
+from made_crystals import cif_text
 from stub_pw import Stub
 
 import crystal_gym.cluster
 from crystal_gym.cluster import executor_at
+from crystal_gym.datasets.build import labelled_table
 from crystal_gym.labelling import label
 from crystal_gym.oracles import Status
 
@@ -170,6 +174,23 @@ def test_a_full_disk_is_told_and_its_structures_are_tried_again(cluster, stub, t
     assert [p.status for p in found] == [OK] * 8
     assert_one_final_status_each(tmp_path, 8)
     assert len(stub.started) - begun == counts[Status.IO_OR_TRUNCATED]
+
+
+def test_a_dataset_built_on_a_cluster_is_the_same(
+    cluster, source_folder, empty_cache, monkeypatch, tmp_path
+):
+    rows = [{"material_id": f"made-{n}", "cif": cif_text(crystal(n))} for n in range(80)]
+    labels = [("train", n, 1.0, -100.0, -1.0) for n in range(80)]
+    folder = source_folder(rows, labels)
+    killed = cluster.workers()[0]
+    with executor_at(cluster.address) as executor, meanwhile(os.kill, killed, signal.SIGKILL):
+        table, problems = labelled_table(folder, "train", executor=executor)
+    assert problems == {}
+    monkeypatch.setenv("CRYSTAL_GYM_CACHE", str(tmp_path / "another"))
+    here, _ = labelled_table(folder, "train", workers=1)
+    for field in dataclasses.fields(here.skeletons):
+        name = field.name
+        np.testing.assert_array_equal(getattr(table.skeletons, name), getattr(here.skeletons, name))
 
 
 # -- the command -----------------------------------------------------------------------------------
