@@ -54,7 +54,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[agents,postgresql,relax,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[agents,cluster,postgresql,relax,dev]'
 	touch $@
 
 clean:

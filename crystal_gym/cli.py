@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import crystal_gym
@@ -59,14 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has left: nothing to explain
         return 0
-    except (BrokenExecutor, MemoryError) as error:
+    except (BrokenProcessPool, MemoryError) as error:
         print(
             f"crystal-gym: out of memory, or a worker process was killed ({error}): close other "
             "programs, or use fewer --workers",
             file=sys.stderr,
         )
         return 1
-    except (ValueError, TypeError, ImportError, OSError) as error:
+    except (BrokenExecutor, ValueError, TypeError, ImportError, OSError) as error:
         print(f"crystal-gym: {error}", file=sys.stderr)
         return 1
     return 0
@@ -153,6 +154,7 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     building.add_argument("--limit", type=_count, help="only the first crystals of each split")
     building.add_argument("--workers", type=_count, help="processes (default: all cores)")
+    _add_executor(building)
     building.set_defaults(run=_data_build)
 
     exporting = actions.add_parser(
@@ -362,6 +364,7 @@ def _add_calculation(command: argparse.ArgumentParser) -> None:
         "magnetizations=1,3,5",
     )
     command.add_argument("--workers", type=_count, default=2, help="processes (%(default)s)")
+    _add_executor(command)
     command.add_argument("--ranks", type=_count, default=1, help="MPI processes each (%(default)s)")
     command.add_argument(
         "--timeout", type=float, default=3600.0, metavar="S", help="for one run (%(default)s)"
@@ -374,10 +377,19 @@ def _add_calculation(command: argparse.ArgumentParser) -> None:
     command.add_argument("--scratch", type=Path, metavar="DIR", help="where calculations run")
 
 
+def _add_executor(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--executor",
+        metavar="ADDRESS",
+        help="dask://host:port: the workers of that Dask scheduler, instead of processes",
+    )
+
+
 _LABEL_EXAMPLES = """examples:
   crystal-gym label my.cif more/ -o labels.csv
   crystal-gym label big.db --preset fast --workers 8 --cache postgresql://me@host/results
   crystal-gym label --skeletons mini --fillings fillings.csv
+  crystal-gym label big.db --executor dask://head-node:8786
   crystal-gym label references --preset paper
 """
 
@@ -565,23 +577,20 @@ def _data_fetch(options: argparse.Namespace) -> None:
 
 
 def _data_build(options: argparse.Namespace) -> None:
+    from crystal_gym.cluster import executor_at
     from crystal_gym.datasets.build import build_metals, build_mini, build_mp20, build_tabular
 
     if options.what in ("mini", "tabular"):
         build = build_mini if options.what == "mini" else build_tabular
         print(build(progress=True))
         return
-    if options.what == "mp20-metals":
-        print(
-            build_metals(
-                options.source, limit=options.limit, workers=options.workers, progress=True
-            )
-        )
-        return
-    for report in build_mp20(
-        options.source, limit=options.limit, workers=options.workers, progress=True
-    ):
-        print(report)
+    with executor_at(options.executor) as executor:
+        settings = {"limit": options.limit, "workers": options.workers, "executor": executor}
+        if options.what == "mp20-metals":
+            print(build_metals(options.source, **settings, progress=True))
+            return
+        for report in build_mp20(options.source, **settings, progress=True):
+            print(report)
 
 
 def _data_show(options: argparse.Namespace) -> None:

@@ -168,13 +168,12 @@ def _verified(
     problem: DesignProblem, candidates: list[Candidate], options: argparse.Namespace
 ) -> tuple[list[Candidate], str]:
     """Calculate the best candidates with pw.x, at the positions of the source."""
-    from crystal_gym.label_command import calculation_of
-    from crystal_gym.labelling import label
+    from crystal_gym.label_command import calculation_of, label_as_told
 
     oracle = calculation_of(options)
     top = candidates[: options.top]
     structures = [problem.structure(c.tokens) for c in top]
-    results = label(structures, oracle, workers=options.workers, progress=True)
+    results = label_as_told(options, oracle, structures)
     out = [dataclasses.replace(c, calculated=r) for c, r in zip(top, results, strict=True)]
     return out + candidates[len(top) :], repr(oracle.oracle)
 

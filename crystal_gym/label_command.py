@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crystal_gym.cluster import executor_at
 from crystal_gym.elements import ELEMENTS, symbol_to_token
 from crystal_gym.files import atomic_path
 from crystal_gym.labelling import label
@@ -40,7 +41,13 @@ from crystal_gym.structures import read_structures, to_structure
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-__all__ = ["calculation_of", "label_references", "label_structures", "read_fillings"]
+__all__ = [
+    "calculation_of",
+    "label_as_told",
+    "label_references",
+    "label_structures",
+    "read_fillings",
+]
 
 _COLUMNS = (
     "name",
@@ -69,7 +76,7 @@ def label_structures(options: argparse.Namespace) -> str:
         )
     with atomic_path(options.output):  # fail before the calculations, not after them
         Path(options.output).touch()
-    results = label(structures, oracle, workers=options.workers, progress=True)
+    results = label_as_told(options, oracle, structures)
     _write_csv(options.output, named, results)
     record = _write_record(options, oracle, len(named))
     counts = ", ".join(f"{n} {s}" for s, n in Counter(str(r.status) for r in results).items())
@@ -89,6 +96,14 @@ def calculation_of(options: argparse.Namespace) -> CachedOracle:
     # Without references energies and gaps are worth having all the same.
     references = "auto" if find_references(settings.energy_key) else None
     return CachedOracle(_oracle(options, settings, references), options.cache)
+
+
+def label_as_told(
+    options: argparse.Namespace, oracle: CachedOracle, structures: Sequence[Structure]
+) -> list[Properties]:
+    """Return the properties of structures, by the workers that a command's options name."""
+    with executor_at(options.executor) as executor:
+        return label(structures, oracle, workers=options.workers, executor=executor, progress=True)
 
 
 def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
@@ -236,7 +251,7 @@ def label_references(options: argparse.Namespace) -> str:
         if len(groups) > 1:
             sys.stderr.write(f"mesh {number} of {len(groups)}: {', '.join(elements)}\n")
         some = [structures[element] for element in elements]
-        results = label(some, oracle, workers=options.workers, progress=True)
+        results = label_as_told(options, oracle, some)
         for element, structure, result in zip(elements, some, results, strict=True):
             if result.total_energy_ry is None:
                 problems[element] = f"{result.status}: {result.provenance}"

@@ -8,11 +8,13 @@ import signal
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from crystal_gym.oracles.base import Properties
+from crystal_gym.cluster import WorkersDiedError
+from crystal_gym.oracles.base import Properties, Status
 from crystal_gym.oracles.cache import CachedOracle
 from crystal_gym.oracles.espresso.process import die_with_parent
 
@@ -34,15 +36,17 @@ def label(
 
     Every worker stores what it has finished before it takes the next structure, so an
     interruption, or a killed process, loses only what was being calculated; the next run goes on
-    from there. Structures that are the same crystal are calculated once.
+    from there. Structures that are the same crystal are calculated once. On a cluster, a structure
+    that ends every worker it comes to has the status ``memory_or_signal``; the others go on.
 
     Args:
         structures: Any number.
         oracle: What calculates, with the database that remembers.
         workers: Processes.
-        executor: Anything with the :class:`concurrent.futures.Executor` interface (such as a Dask
-            client's), instead of processes on this machine. Workers that reach no common database
-            may each have one: what they send back is stored here as well.
+        executor: Anything with the :class:`concurrent.futures.Executor` interface (such as that of
+            :func:`crystal_gym.cluster.executor_at`), instead of processes on this machine. Workers
+            that reach no common database may each have one: what they send back is stored here as
+            well.
         progress: Show a progress bar on standard error.
 
     Returns:
@@ -50,7 +54,8 @@ def label(
 
     Raises:
         ValueError: If ``workers`` is below 1.
-        RuntimeError: If a worker was killed.
+        BrokenExecutor: If a worker process was killed, or the cluster is gone. What came back
+            until then is stored.
     """
     if workers < 1:
         raise ValueError(f"workers={workers}: expected at least 1")
@@ -69,27 +74,35 @@ def label(
         bar.set_postfix(statuses)
         pool = executor or _pool(workers)
         futures: dict[Future[Properties], list[int]] = {}
+        broken: BrokenExecutor | None = None
         try:
             for group in todo:
                 futures[pool.submit(_evaluate, oracle, structures[group[0]])] = group
             for future in as_completed(futures):
-                group, properties = futures[future], future.result()
+                group = futures[future]
+                try:
+                    properties = _outcome(future)
+                except BrokenExecutor as error:  # others may have come back before
+                    broken = error
+                    continue
                 oracle.remember(structures[group[0]], properties)
                 for i in group:
                     results[i] = properties
                 statuses[str(properties.status)] += len(group)
                 bar.set_postfix(statuses, refresh=False)
                 bar.update(len(group))
-        except BrokenExecutor as error:
-            raise RuntimeError(
-                "a worker process was killed (out of memory?): what was finished is stored; run "
-                "again to go on, with fewer workers where memory was short"
-            ) from error
         finally:
             for future in futures:
                 future.cancel()  # all are done, unless something went wrong
             if executor is None:
                 _stop(pool)
+    if isinstance(broken, BrokenProcessPool):
+        raise BrokenExecutor(
+            "a worker process was killed (out of memory?): what was finished is stored; run again "
+            "to go on, with fewer workers where memory was short"
+        ) from broken
+    if broken is not None:
+        raise broken
     return [r for r in results if r is not None]
 
 
@@ -101,6 +114,13 @@ def _same_crystals(
     for i in which:
         groups.setdefault(oracle.crystal(structures[i]) or i, []).append(i)
     return list(groups.values())
+
+
+def _outcome(future: Future[Properties]) -> Properties:
+    try:
+        return future.result()
+    except WorkersDiedError as error:
+        return Properties(status=Status.MEMORY_OR_SIGNAL, provenance=str(error))
 
 
 def _evaluate(oracle: CachedOracle, structure: Structure) -> Properties:

@@ -7,6 +7,7 @@ starts and when it is done.
 
 import json
 import os
+import signal
 import sys
 import time
 import zlib
@@ -30,6 +31,7 @@ FAILURES = {
     "configuration": ("     Error in routine readpp (1):\n     file X.UPF not found\n", 1),
     "truncated": ("     number of electrons       =         8.00\n", 0),
     "killed": ("", -9),
+    "kills": ("", -9),  # whoever started it, and then itself
 }
 
 
@@ -47,6 +49,8 @@ def run(path):
     species = [line.split()[0] for line in lines[start:] if len(line.split()) == 4]
     energy = f"-{100 + zlib.crc32(chr(10).join(lines[start:]).encode()) / 1e7:.8f}"
     note(options["log"], "start", energy)
+    if any(options["failures"].get(s) == "kills" for s in species):
+        os.kill(os.getppid(), signal.SIGKILL)
     time.sleep(options["seconds"])
     failing = [options["failures"][s] for s in species if s in options["failures"]]
     text, code = FAILURES[failing[0]] if failing else (OUTPUT.format(5.5, energy), 0)
@@ -60,7 +64,7 @@ def run(path):
 
 def note(log, *words):
     with open(log, "a") as file:
-        file.write(" ".join(words) + "\n")
+        file.write(f"{' '.join(words)} {time.time():.6f}\n")
 
 
 class Stub:
@@ -99,19 +103,22 @@ class Stub:
         new.write_text(json.dumps(self.options))
         new.replace(self.folder / "stub.json")  # whole, for a run that begins now
 
-    def _logged(self, word):
+    def logged(self, word):
+        """Return energy and time of the calculations that were begun ("start") or "done"."""
         lines = self.log.read_text().split("\n") if self.log.exists() else []
-        return [line.split()[1] for line in lines if line.startswith(word)]
+        return [
+            (line.split()[1], float(line.split()[2])) for line in lines if line.startswith(word)
+        ]
 
     @property
     def started(self):
         """Energies of the calculations that were begun, in order."""
-        return self._logged("start")
+        return [energy for energy, _ in self.logged("start")]
 
     @property
     def done(self):
         """Energies of the calculations that came to their end."""
-        return self._logged("done")
+        return [energy for energy, _ in self.logged("done")]
 
     def processes(self):
         """Process ids of the stub's living runs."""

@@ -14,6 +14,7 @@ from collections import Counter
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
+import ase.db
 import pytest
 from pymatgen.core import Lattice, Structure
 from stub_pw import Stub
@@ -142,6 +143,28 @@ def test_what_workers_could_not_store_here_is_stored(cached, stub, tmp_path):
     elsewhere = oracle_in(tmp_path, tmp_path / "elsewhere.db")
     label(crystals(3), cached, executor=ElsewhereExecutor(elsewhere))
     assert len(oracle_in(tmp_path).store) == 3
+    assert len(stub.started) == 3
+
+
+def attempts(path):
+    return [row.data["properties"]["status"] for row in ase.db.connect(path).select()]
+
+
+def test_what_follows_a_passing_failure_elsewhere_is_stored(cached, stub, tmp_path):
+    elsewhere = ElsewhereExecutor(oracle_in(tmp_path, tmp_path / "elsewhere.db"))
+    stub.set(failures={"Na": "timeout"})
+    label(crystals(1), cached, executor=elsewhere)
+    stub.set(failures={})
+    assert label(crystals(1), cached, executor=elsewhere)[0].status == Status.OK
+    assert attempts(tmp_path / "results.db") == ["timeout", "ok"]
+
+
+def test_a_passing_failure_that_a_worker_stored_is_one_attempt(cached, stub, tmp_path):
+    stub.set(failures={"Na": "timeout"})
+    with ThreadPoolExecutor(1) as executor:
+        for _ in range(4):
+            label(crystals(1), cached, executor=executor)
+    assert attempts(tmp_path / "results.db") == ["timeout"] * 3
     assert len(stub.started) == 3
 
 

@@ -111,6 +111,7 @@ def build_mp20(
     splits: Sequence[str] = ("train", "val"),
     limit: int | None = None,
     workers: int | None = None,
+    executor: Executor | None = None,
     progress: bool = False,
 ) -> list[BuildReport]:
     """Write ``crystal-mp20-v0`` and ``crystal-mp20-val-v0``.
@@ -121,6 +122,7 @@ def build_mp20(
         limit: Use only the first labelled crystals of each split, for a try; the datasets are
             then called ``crystal-mp20-first200-v0`` and so on, so that no full one is replaced.
         workers: Processes; defaults to the cores at hand.
+        executor: What parses and analyses instead, such as the workers of a cluster.
         progress: Show progress bars on standard error.
 
     Raises:
@@ -138,7 +140,7 @@ def build_mp20(
             )
             continue
         table, problems = labelled_table(
-            folder, split, limit=limit, workers=workers, progress=progress
+            folder, split, limit=limit, workers=workers, executor=executor, progress=progress
         )
         card = _CARDS[split] if limit is None else _limited(_CARDS[split], limit)
         trajectories = plan_trajectories(table, _ORDERS[split])
@@ -164,6 +166,7 @@ def build_metals(
     *,
     limit: int | None = None,
     workers: int | None = None,
+    executor: Executor | None = None,
     progress: bool = False,
 ) -> str:
     """Write the property table ``mp20-metals``: gaps of 0, and no energies.
@@ -176,6 +179,7 @@ def build_metals(
         limit: Only the first, for a try; the table is then called ``mp20-metals-first200`` and so
             on.
         workers: Processes; defaults to the cores at hand.
+        executor: What parses and analyses instead, such as the workers of a cluster.
         progress: Show progress bars on standard error.
 
     Returns:
@@ -187,7 +191,7 @@ def build_metals(
     """
     folder = Path(source) if source is not None else raw_data_dir()
     table, problems = labelled_table(
-        folder, "metals", limit=limit, workers=workers, progress=progress
+        folder, "metals", limit=limit, workers=workers, executor=executor, progress=progress
     )
     name = "mp20-metals" if limit is None else f"mp20-metals-first{limit}"
     goal = table_dir(name)
@@ -254,6 +258,7 @@ def labelled_table(
     *,
     limit: int | None = None,
     workers: int | None = None,
+    executor: Executor | None = None,
     progress: bool = False,
 ) -> tuple[PropertyTable, dict[str, str]]:
     """Return skeletons and labels of an MP-20 split, and what had to be left out.
@@ -263,6 +268,7 @@ def labelled_table(
         split: ``"train"``, ``"val"``, or ``"metals"`` for those of the training split.
         limit: Only the first labelled crystals.
         workers: Processes.
+        executor: What parses and analyses instead, such as the workers of a cluster.
         progress: Show progress bars.
     """
     folder = Path(folder)
@@ -277,10 +283,10 @@ def labelled_table(
     }
     labels = [label for label in labels if label.position in by_position]
     wanted = [by_position[label.position] for label in labels]
-    with _pool(workers, len(wanted)) as executor:
+    with nullcontext(executor) if executor else _pool(workers, len(wanted)) as pool:
         results = (
-            list(executor.map(_parse_row, wanted, chunksize=32))
-            if executor
+            list(pool.map(_parse_row, wanted, chunksize=32))
+            if pool
             else [_parse_row(row) for row in wanted]
         )
         pairs: list[tuple[Cell, Label]] = []
@@ -295,7 +301,7 @@ def labelled_table(
         skeletons, failed = build_skeletons(
             [cell for cell, _ in pairs],
             cache=geometry_cache(),
-            executor=executor,
+            executor=pool,
             workers=1,
             progress=progress,
         )

@@ -519,12 +519,16 @@ class CachedOracle:
     def remember(self, structure: Structure, properties: Properties) -> None:
         """Store a result that another process calculated, where that process could not."""
         structure = to_structure(structure)
-        crystal = self.crystal(structure)
-        if crystal is None or not _is_of_the_crystal(properties):
+        species = site_symbols(structure)
+        crystal, fingerprint = self.crystal(structure), self._fingerprint(species)
+        if crystal is None or fingerprint is None or not _is_of_the_crystal(properties):
             return
-        fingerprint = self._fingerprint(site_symbols(structure))
         self._refresh()
-        if fingerprint is not None and self.store.get(crystal, fingerprint) is None:
+        held = self.store.get(crystal, fingerprint)
+        # An attempt that failed in a passing way may be the one before, or this one, stored there.
+        if self._look_up(crystal, species) is None and (
+            held is None or held.properties != properties
+        ):
             self.store.put(structure, crystal, fingerprint, properties)
 
     def _evaluate_filling(self, skeleton: Skeleton, tokens: Any) -> Properties:
