@@ -71,7 +71,8 @@ def test_tokens_are_those_placed_before_each_step(trajectories):
         for t in range(trajectories.step_ptr[k], trajectories.step_ptr[k + 1]):
             expected.append(tokens.copy())
             tokens[trajectories.traversal[t]] = trajectories.actions[t] + 1
-    np.testing.assert_array_equal(trajectories.tokens, expected)
+    found = trajectories.tokens_before(np.arange(len(trajectories.actions)))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_episode_and_step_number_every_transition(trajectories):

@@ -226,6 +226,7 @@ class _EpisodeWriter:
         self._file = file
         self._data = trajectories
         self._shared: dict[Any, h5py.Dataset] = {}
+        self._number = -1  # of the skeleton of the last episode
         self._group_settings = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
         self._group_settings.set_attr_phase_change(64, 32)
         self._group_settings.set_obj_track_times(False)  # the same data give the same bytes
@@ -240,10 +241,13 @@ class _EpisodeWriter:
         length = steps.stop - steps.start
         order = data.traversal[steps]
         number = int(data.skeleton[episode])
+        if number != self._number:  # its episodes are neighbours; handles take memory
+            self._shared.pop(("skeleton", self._number), None)
+            self._number = number
         skeleton = data.skeletons[number]
         tokens = np.zeros((length + 1, data.skeletons.max_sites), dtype=np.int8)
-        tokens[:length] = data.tokens[steps]
-        tokens[length, :length] = data.final_tokens(episode)
+        placed = np.argsort(order) < np.arange(length + 1)[:, None]
+        tokens[:, :length] = np.where(placed, data.final_tokens(episode), 0)
         last = np.arange(length) == length - 1
         group = self._group(self._file.id, f"episode_{episode}")
         seen = self._group(group, "observations")

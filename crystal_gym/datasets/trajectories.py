@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from crystal_gym.graphs import breadth_first_order
 from crystal_gym.oracles import PropertyTable, Status, TableOracle
-from crystal_gym.ragged import run_starts, take_runs
+from crystal_gym.ragged import run_entries, run_starts, take_runs
 from crystal_gym.skeletons import Skeleton, SkeletonSet
 
 __all__ = [
@@ -64,22 +64,24 @@ class Trajectories:
     def __repr__(self) -> str:
         return f"Trajectories({len(self)} episodes, {len(self.actions)} transitions)"
 
-    @cached_property
+    @property
     def episode(self) -> NDArray[np.int32]:
         """Episode of every transition, ``(T,)``."""
         return np.repeat(np.arange(len(self), dtype=np.int32), np.diff(self.step_ptr))
 
-    @cached_property
+    @property
     def step(self) -> NDArray[np.int16]:
         """Sites filled before every transition, ``(T,)``."""
         first = np.repeat(self.step_ptr[:-1], np.diff(self.step_ptr))
         return (np.arange(len(self.actions)) - first).astype(np.int16)
 
-    @cached_property
+    @property
     def finished(self) -> NDArray[np.int8]:
         """Tokens of the finished crystals, int8 ``(K, max_sites)``, 0 beyond their sites."""
-        tokens = np.zeros((len(self), self.skeletons.max_sites), dtype=np.int8)
-        tokens[self.episode, self.traversal] = self.actions + 1
+        tokens = np.empty((len(self), self.skeletons.max_sites), dtype=np.int8)
+        for first in range(0, len(self), 8_192):  # bounds the memory beside the result
+            episodes = np.arange(first, min(first + 8_192, len(self)))
+            tokens[episodes] = self.fillings(episodes)[0]
         return tokens
 
     @cached_property
@@ -91,19 +93,36 @@ class Trajectories:
         ends = np.column_stack([self.skeleton, self.finished])
         return np.unique(ends, axis=0, return_index=True)[1]
 
-    @cached_property
-    def tokens(self) -> NDArray[np.int8]:
-        """Tokens before every transition, int8 ``(T, max_sites)``, 0 beyond a skeleton's sites."""
-        total, width = len(self.actions), self.skeletons.max_sites
-        filled_at = np.full((len(self), width), np.iinfo(np.int16).max, dtype=np.int16)
-        filled_at[self.episode, self.traversal] = self.step
-        tokens = np.zeros((total, width), dtype=np.int8)
-        for first in range(0, total, 65_536):  # bounds the memory of the comparison
-            rows = slice(first, first + 65_536)
-            episode = self.episode[rows]
-            before = filled_at[episode] < self.step[rows, None]
-            tokens[rows] = np.where(before, self.finished[episode], 0)
-        return tokens
+    def episode_of(self, transitions: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Return the episodes of transitions, by number, ``(B,)``."""
+        return np.searchsorted(self.step_ptr, transitions, "right") - 1
+
+    def fillings(self, episodes: NDArray[np.integer]) -> tuple[NDArray[np.int8], NDArray[np.int16]]:
+        """Return the crystals that episodes end in, and at which step each site is filled.
+
+        Args:
+            episodes: Numbers, ``(B,)``.
+
+        Returns:
+            Tokens, int8 ``(B, max_sites)``, 0 beyond a crystal's sites; and steps, int16
+            ``(B, max_sites)``, -1 there.
+        """
+        first = self.step_ptr[episodes]
+        counts = self.step_ptr[np.asarray(episodes) + 1] - first
+        transitions, starts = run_entries(first, counts)
+        width = self.skeletons.max_sites
+        cells = np.repeat(np.arange(len(first)) * width, counts) + self.traversal[transitions]
+        tokens = np.zeros(len(first) * width, dtype=np.int8)
+        steps = np.full(len(first) * width, -1, dtype=np.int16)
+        tokens[cells] = self.actions[transitions] + 1
+        steps[cells] = np.arange(len(cells)) - np.repeat(starts[:-1], counts)
+        return tokens.reshape(-1, width), steps.reshape(-1, width)
+
+    def tokens_before(self, transitions: NDArray[np.integer]) -> NDArray[np.int8]:
+        """Return tokens before transitions, int8 ``(B, max_sites)``, 0 beyond their sites."""
+        episodes = self.episode_of(transitions)
+        tokens, steps = self.fillings(episodes)
+        return np.where(steps < (transitions - self.step_ptr[episodes])[:, None], tokens, 0)
 
     def subset(self, episodes: NDArray[np.integer]) -> Trajectories:
         """Return only some episodes, by number."""
@@ -257,7 +276,8 @@ def _sample(
             start = int(generator.integers(skeleton.n_sites))
             order = breadth_first_order(skeleton.neighbours, start)
             tokens = choose(generator, skeleton, order)
-            entry = table.entries[skeleton.key, skeleton.canonical_tokens(tokens)]
+            entry = table.entry_of(skeleton, tokens)
+            assert entry is not None  # every end state is one
             found.append(_Episode(entry, order, tokens[order] - 1))
     return _columns(table, found)
 
