@@ -555,9 +555,9 @@ def test_real_rows_keep_their_species(data_dir, train_rows, train_labels):
 def test_a_second_build_waits_for_nobody_and_says_so(card, trajectories, table, empty_minari):
     from filelock import FileLock
 
-    from crystal_gym.datasets.minari_io import _lock_file
+    from crystal_gym.datasets.minari_io import lock_file
 
-    with FileLock(_lock_file(dataset_dir("crystal-twice-v0"))):
+    with FileLock(lock_file(dataset_dir("crystal-twice-v0"))):
         with pytest.raises(ValueError, match="is being written by another process"):
             write_dataset(card("crystal-twice-v0"), trajectories, table)
     write_dataset(card("crystal-twice-v0"), trajectories, table)

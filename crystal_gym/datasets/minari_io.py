@@ -40,14 +40,18 @@ from crystal_gym.envs.observations import make_form
 from crystal_gym.files import DAMAGED_NPZ, open_npz, save_npz, sha256_of
 from crystal_gym.oracles import PropertyTable
 from crystal_gym.ragged import run_starts
-from crystal_gym.sets import dataset_dir, load_skeleton_file
+from crystal_gym.sets import dataset_dir, is_dataset_id, load_skeleton_file
 from crystal_gym.skeletons import Skeleton, SkeletonSet
 
 __all__ = [
     "STORED_TARGET_EV",
+    "BuildReport",
     "DatasetCard",
+    "left_out",
     "load_trajectories",
+    "lock_file",
     "read_trajectories",
+    "require_dataset_id",
     "write_dataset",
 ]
 
@@ -70,6 +74,55 @@ class DatasetCard:
     description: str
     algorithm_name: str = "breadth-first reconstruction of labelled crystals"
     mask: str | None = None
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build made, and every crystal it had to leave out, with the reason.
+
+    Attributes:
+        dataset_id: Minari id.
+        path: Its data folder.
+        crystals: Labelled crystals in it.
+        episodes: Episodes.
+        transitions: Transitions.
+        problems: Reason by the name of the crystal left out.
+    """
+
+    dataset_id: str
+    path: Path
+    crystals: int
+    episodes: int
+    transitions: int
+    problems: dict[str, str]
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.dataset_id}: {self.crystals:,} crystals, {self.episodes:,} episodes, "
+            f"{self.transitions:,} transitions in {self.path}"
+        )
+        return text + left_out(self.problems)
+
+
+def left_out(problems: dict[str, str]) -> str:
+    """Return a line on what was left out, empty where nothing was."""
+    if not problems:
+        return ""
+    listed = "; ".join(f"{name}: {reason}" for name, reason in list(problems.items())[:5])
+    return f"\n  left out {len(problems)}: {listed}"
+
+
+def require_dataset_id(dataset_id: str) -> None:
+    """Refuse an id that Minari would not find again.
+
+    Raises:
+        ValueError: If it is not of Minari's form.
+    """
+    if not is_dataset_id(dataset_id):
+        raise ValueError(
+            f"{dataset_id!r} is no id of a Minari dataset: expected a name with a version, such as "
+            "crystal-mine-v0"
+        )
 
 
 def write_dataset(
@@ -98,7 +151,7 @@ def write_dataset(
     root = target.parent.parent
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(_lock_file(target), blocking=False):
+        with FileLock(lock_file(target), blocking=False):
             _write_in_place_of(target.parent, card, trajectories, table, progress)
     except Timeout as error:
         raise ValueError(
@@ -113,7 +166,7 @@ def write_dataset(
     return target
 
 
-def _lock_file(target: Path) -> Path:
+def lock_file(target: Path) -> Path:
     """Name the lock of a folder: not among the datasets, where people would wonder at it."""
     name = hashlib.sha256(str(target.absolute()).encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"crystal-gym-{name}.lock"
@@ -385,13 +438,11 @@ def _skeletons_of(dataset: minari.MinariDataset, folder: Path) -> SkeletonSet:
 
 
 def _save_columns(trajectories: Trajectories, folder: Path) -> None:
-    columns = {f.name: getattr(trajectories, f.name) for f in fields(Trajectories)}
-    del columns["skeletons"]
     save_npz(
         folder / _COLUMNS,
         hdf5_sha256=sha256_of(folder / _EPISODES),
         table_id=trajectories.skeletons.table_id,
-        **columns,
+        **trajectories.columns(),
     )
 
 

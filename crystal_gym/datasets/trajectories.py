@@ -124,8 +124,14 @@ class Trajectories:
         tokens, steps = self.fillings(episodes)
         return np.where(steps < (transitions - self.step_ptr[episodes])[:, None], tokens, 0)
 
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays by name, without the skeletons."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "skeletons"}
+
     def subset(self, episodes: NDArray[np.integer]) -> Trajectories:
         """Return only some episodes, by number."""
+        if np.array_equal(episodes, np.arange(len(self))):
+            return self
         steps, step_ptr = take_runs(self.step_ptr, episodes)
         return Trajectories(
             skeletons=self.skeletons,

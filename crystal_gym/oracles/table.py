@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,10 +154,13 @@ class PropertyTable:
         columns["tokens"] = np.concatenate(tokens)
         return PropertyTable(**columns)
 
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays by name, without the skeletons."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "skeletons"}
+
     def save(self, path: Path | str) -> None:
         """Write the entries to an ``.npz`` file beside the set's; whole or not at all."""
-        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "skeletons"}
-        save_npz(path, format=_FORMAT, table_id=self.skeletons.table_id, **columns)
+        save_npz(path, format=_FORMAT, table_id=self.skeletons.table_id, **self.columns())
 
     def save_with_skeletons(self, folder: Path | str) -> None:
         """Write ``skeletons.npz`` and ``table.npz``, which :func:`load_table` reads."""
