@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from platformdirs import user_cache_path
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "cache_dir",
     "open_npz",
     "raw_data_dir",
+    "room_for",
     "save_npz",
     "sha256_of",
 ]
@@ -161,11 +162,27 @@ def save_npz(path: Path | str, **arrays: ArrayLike | Pieces) -> None:
     columns = {n: a if isinstance(a, Pieces) else Pieces.of(a) for n, a in arrays.items()}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         if sum(column.nbytes for column in columns.values()) < _MAPPED_FROM:
-            np.savez_compressed(file, **{n: column.whole() for n, column in columns.items()})
+            whole = {n: column.whole() for n, column in columns.items()}
+            np.savez_compressed(file, **whole)  # type: ignore[arg-type]
             return
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for name, column in columns.items():
                 _store(archive, file, f"{name}.npy", column)
+
+
+def room_for(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Return an array to be filled; a large one lies in a temporary file that goes with it.
+
+    Raises:
+        OSError: If there is no room for the file.
+    """
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if size < _MAPPED_FROM:
+        return np.empty(shape, dtype)
+    with tempfile.TemporaryFile(prefix="crystal-gym-") as file:
+        if hasattr(os, "posix_fallocate"):  # else a full disk kills whoever writes to the array
+            os.posix_fallocate(file.fileno(), 0, size)
+        return np.memmap(file, dtype, "r+", 0, shape).view(np.ndarray)
 
 
 def _store(archive: zipfile.ZipFile, file: IO[bytes], name: str, column: Pieces) -> None:

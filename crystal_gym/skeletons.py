@@ -306,7 +306,7 @@ class SkeletonSet(Sequence[Skeleton]):
         """
         digest = hashlib.sha256()
         for part in (np.char.encode(self.keys), self.site_ptr, self.edge_index, self.source_rank):
-            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
+            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
         return int.from_bytes(digest.digest()[:3], "big") or 1
 
     @cached_property

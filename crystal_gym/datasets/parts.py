@@ -222,7 +222,13 @@ def _analysed(name: str, structure: Any) -> tuple[Cell, Geometry, Properties]:
             "database)"
         )
     provenance = str(given.get("provenance", "given with the structure"))
-    found = Properties(**values, status=Status.OK, provenance=provenance)
+    found = Properties(
+        total_energy_ry=values["total_energy_ry"],
+        formation_energy_ev_per_atom=values["formation_energy_ev_per_atom"],
+        band_gap_ev=values["band_gap_ev"],
+        status=Status.OK,
+        provenance=provenance,
+    )
     return cell, analyse_geometry(cell.lattice, cell.frac_coords), found
 
 
@@ -265,8 +271,8 @@ def _joined(parts: Sequence[Path], folder: Path) -> tuple[PropertyTable, Traject
         with open_npz(folder / f"{kind}.npz") as arrays:
             whole[kind] = {name: arrays[name] for name in pieces}
     skeletons = SkeletonSet.of_columns(whole["skeletons"])
-    table = PropertyTable(skeletons=skeletons, **whole["table"])  # type: ignore[arg-type]
-    return table, Trajectories(skeletons=skeletons, **whole["trajectories"])  # type: ignore[arg-type]
+    table = PropertyTable(skeletons=skeletons, **whole["table"])
+    return table, Trajectories(skeletons=skeletons, **whole["trajectories"])
 
 
 def _end_to_end(

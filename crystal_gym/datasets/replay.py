@@ -126,7 +126,7 @@ class _Drawn(NamedTuple):
     """Transitions of a batch and what they are part of.
 
     Attributes:
-        index: Their numbers, ``(B,)``.
+        number: Of each, ``(B,)``.
         last: The last of the steps that each is made of, ``(B,)``.
         episode: ``(B,)``.
         start: First transition of the episode, ``(B,)``.
@@ -135,7 +135,7 @@ class _Drawn(NamedTuple):
         filled_at: Step at which each site is filled, int16 ``(B, max_sites)``.
     """
 
-    index: NDArray[np.int64]
+    number: NDArray[np.int64]
     last: NDArray[np.int64]
     episode: NDArray[np.int64]
     start: NDArray[np.int64]
@@ -268,7 +268,7 @@ class CrystalReplayBuffer(ReplayBuffer):
         if self._reorder:
             anew = self.generator.random(batch_size) < self._reorder
             order = self._random_orders(drawn, anew)
-            _reorder(first, drawn, drawn.index, anew, order)
+            _reorder(first, drawn, drawn.number, anew, order)
             if final is not first:
                 _reorder(final, drawn, drawn.last, anew, order)
         return self._batch(first, final, drawn, targets)
@@ -297,8 +297,8 @@ class CrystalReplayBuffer(ReplayBuffer):
 
     def _stored_moves(self, drawn: _Drawn) -> tuple[_Moves, _Moves]:
         """Return the first and the final of the moves of each transition, in the stored order."""
-        first = self._as_stored(drawn, drawn.index)
-        return first, first if drawn.last is drawn.index else self._as_stored(drawn, drawn.last)
+        first = self._as_stored(drawn, drawn.number)
+        return first, first if drawn.last is drawn.number else self._as_stored(drawn, drawn.last)
 
     def _as_stored(self, drawn: _Drawn, index: NDArray[np.int64]) -> _Moves:
         data, is_end = self.trajectories, index + 1 == drawn.end
@@ -327,7 +327,7 @@ class CrystalReplayBuffer(ReplayBuffer):
         target_gap: NDArray[np.float64] | None,
     ) -> CrystalMiniBatch:
         """Return transitions from before the first move to after the final one."""
-        data, index = self.trajectories, drawn.index
+        data, index = self.trajectories, drawn.number
         observations = compact_rows(
             data.skeletons,
             data.skeleton[drawn.episode],
@@ -461,7 +461,7 @@ class _LazyTransitions(Sequence[Transition]):
     def __getitem__(self, i: Any) -> Any:
         data, shown = self._buffer.trajectories, self._buffer.dataset_info.action_signature
         index = int(self._index[i])
-        number = int(data.episode_of(index))
+        number = int(data.episode_of(self._index[i]))
         rest = np.arange(index, data.step_ptr[number + 1])
         target = None if self._target_gap is None else np.full(len(rest), self._target_gap[i])
         batch = self._buffer.transitions(rest[:1], None if target is None else target[:1])

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from crystal_gym.files import room_for
 from crystal_gym.graphs import breadth_first_order
 from crystal_gym.oracles import PropertyTable, Status, TableOracle
 from crystal_gym.ragged import run_entries, run_starts, take_runs
@@ -93,7 +94,7 @@ class Trajectories:
         ends = np.column_stack([self.skeleton, self.finished])
         return np.unique(ends, axis=0, return_index=True)[1]
 
-    def episode_of(self, transitions: NDArray[np.integer]) -> NDArray[np.int64]:
+    def episode_of(self, transitions: NDArray[np.integer] | np.integer) -> NDArray[np.int64]:
         """Return the episodes of transitions, by number, ``(B,)``."""
         return np.searchsorted(self.step_ptr, transitions, "right") - 1
 
@@ -132,16 +133,23 @@ class Trajectories:
         """Return only some episodes, by number."""
         if np.array_equal(episodes, np.arange(len(self))):
             return self
-        steps, step_ptr = take_runs(self.step_ptr, episodes)
+        step_ptr = run_starts(np.diff(self.step_ptr)[episodes])
+        columns = {
+            name: room_for((int(step_ptr[-1]),), np.int16) for name in ("traversal", "actions")
+        }
+        for first in range(0, len(episodes), 8_192):  # bounds the memory beside the result
+            steps, _ = take_runs(self.step_ptr, episodes[first : first + 8_192])
+            for name, column in columns.items():
+                start = step_ptr[first]
+                column[start : start + len(steps)] = getattr(self, name)[steps]
         return Trajectories(
             skeletons=self.skeletons,
             skeleton=self.skeleton[episodes],
             step_ptr=step_ptr,
-            traversal=self.traversal[steps],
-            actions=self.actions[steps],
             total_energy_ry=self.total_energy_ry[episodes],
             formation_energy_ev_per_atom=self.formation_energy_ev_per_atom[episodes],
             band_gap_ev=self.band_gap_ev[episodes],
+            **columns,
         )
 
     def final_tokens(self, episode: int) -> NDArray[np.int16]:
