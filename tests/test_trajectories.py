@@ -171,3 +171,25 @@ def test_the_source_order_fills_the_same_atoms(trajectories):
         assert (theirs.frac_coords[source.traversal[steps]] == places).all()
     assert (source.actions == trajectories.actions).all()
     assert (source.skeletons.source_rank[: source.skeletons.site_ptr[1]] >= 0).all()
+
+
+def test_a_subset_holds_the_episodes_asked_for(trajectories, monkeypatch):
+    monkeypatch.setattr("crystal_gym.files._MAPPED_FROM", 0)
+    wanted = np.array([7, 2, 2, len(trajectories) - 1])
+    some = trajectories.subset(wanted)
+    assert len(some) == 4
+    for number, episode in enumerate(wanted.tolist()):
+        ours = slice(*some.step_ptr[number : number + 2].tolist())
+        theirs = slice(*trajectories.step_ptr[episode : episode + 2].tolist())
+        np.testing.assert_array_equal(some.traversal[ours], trajectories.traversal[theirs])
+        np.testing.assert_array_equal(some.actions[ours], trajectories.actions[theirs])
+        assert some.band_gap_ev[number] == trajectories.band_gap_ev[episode]
+
+
+def test_a_subset_of_nothing_is_empty(trajectories):
+    nothing = trajectories.subset(np.empty(0, dtype=np.int64))
+    assert (len(nothing), len(nothing.actions)) == (0, 0)
+
+
+def test_all_episodes_in_order_are_the_same_object(trajectories):
+    assert trajectories.subset(np.arange(len(trajectories))) is trajectories
