@@ -175,6 +175,7 @@ def test_the_source_order_fills_the_same_atoms(trajectories):
 
 def test_a_subset_holds_the_episodes_asked_for(trajectories, monkeypatch):
     monkeypatch.setattr("crystal_gym.files._MAPPED_FROM", 0)
+    monkeypatch.setattr("crystal_gym.datasets.trajectories._EPISODES_AT_ONCE", 3)
     wanted = np.array([7, 2, 2, len(trajectories) - 1])
     some = trajectories.subset(wanted)
     assert len(some) == 4
@@ -184,6 +185,14 @@ def test_a_subset_holds_the_episodes_asked_for(trajectories, monkeypatch):
         np.testing.assert_array_equal(some.traversal[ours], trajectories.traversal[theirs])
         np.testing.assert_array_equal(some.actions[ours], trajectories.actions[theirs])
         assert some.band_gap_ev[number] == trajectories.band_gap_ev[episode]
+
+
+def test_finished_crystals_are_those_of_each_episode(trajectories, monkeypatch):
+    monkeypatch.setattr("crystal_gym.datasets.trajectories._EPISODES_AT_ONCE", 3)
+    for episode, tokens in enumerate(trajectories.finished):
+        expected = trajectories.final_tokens(episode)
+        np.testing.assert_array_equal(tokens[: len(expected)], expected)
+        assert not tokens[len(expected) :].any()
 
 
 def test_a_subset_of_nothing_is_empty(trajectories):

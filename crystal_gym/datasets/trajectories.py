@@ -34,6 +34,9 @@ __all__ = [
 MAX_ORDERS = 5
 """Breadth-first orders per crystal, as in the paper; as many as sites in smaller cells."""
 
+_EPISODES_AT_ONCE = 8_192
+"""Bounds the memory that a result of any size takes beside itself."""
+
 
 @dataclass(frozen=True, eq=False)
 class Trajectories:
@@ -80,8 +83,8 @@ class Trajectories:
     def finished(self) -> NDArray[np.int8]:
         """Tokens of the finished crystals, int8 ``(K, max_sites)``, 0 beyond their sites."""
         tokens = np.empty((len(self), self.skeletons.max_sites), dtype=np.int8)
-        for first in range(0, len(self), 8_192):  # bounds the memory beside the result
-            episodes = np.arange(first, min(first + 8_192, len(self)))
+        for first in range(0, len(self), _EPISODES_AT_ONCE):
+            episodes = np.arange(first, min(first + _EPISODES_AT_ONCE, len(self)))
             tokens[episodes] = self.fillings(episodes)[0]
         return tokens
 
@@ -137,8 +140,8 @@ class Trajectories:
         columns = {
             name: room_for((int(step_ptr[-1]),), np.int16) for name in ("traversal", "actions")
         }
-        for first in range(0, len(episodes), 8_192):  # bounds the memory beside the result
-            steps, _ = take_runs(self.step_ptr, episodes[first : first + 8_192])
+        for first in range(0, len(episodes), _EPISODES_AT_ONCE):
+            steps, _ = take_runs(self.step_ptr, episodes[first : first + _EPISODES_AT_ONCE])
             for name, column in columns.items():
                 start = step_ptr[first]
                 column[start : start + len(steps)] = getattr(self, name)[steps]
