@@ -7,7 +7,7 @@ writing differs: arrays are contiguous and the file uses the newest HDF5 structu
 Beside ``main_data.hdf5`` lie ``skeletons.npz`` and ``table.npz``, so that the environment of a
 dataset travels with it, and ``trajectories.npz``: the same episodes as columns, which load in a
 tenth of a second where reading 43,182 HDF5 groups takes a minute. It names the checksum of the
-HDF5 file it was made with, and is left aside once that file is another.
+HDF5 file it was made with and when that was last written to, and is left aside once it is another.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import copy
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -441,6 +442,7 @@ def _save_columns(trajectories: Trajectories, folder: Path) -> None:
     save_npz(
         folder / _COLUMNS,
         hdf5_sha256=sha256_of(folder / _EPISODES),
+        hdf5_changed_ns=(folder / _EPISODES).stat().st_mtime_ns,
         table_id=trajectories.skeletons.table_id,
         **trajectories.columns(),
     )
@@ -454,12 +456,19 @@ def _load_columns(folder: Path, skeletons: SkeletonSet) -> Trajectories | None:
         with open_npz(folder / _COLUMNS) as file:
             if int(file["table_id"]) != skeletons.table_id:
                 return None
-            if str(file["hdf5_sha256"]) != sha256_of(folder / _EPISODES):
+            if not _is_same_file(folder / _EPISODES, file):
                 return None
             names = [f.name for f in fields(Trajectories) if f.name != "skeletons"]
             return Trajectories(skeletons=skeletons, **{name: file[name] for name in names})
     except DAMAGED_NPZ:
         return None  # a damaged copy costs time: the episodes are read one by one
+
+
+def _is_same_file(path: Path, noted: Mapping[str, NDArray[Any]]) -> bool:
+    """Return whether the HDF5 file is the noted one; if nothing wrote to it since, unread."""
+    if "hdf5_changed_ns" in noted and int(noted["hdf5_changed_ns"]) == path.stat().st_mtime_ns:
+        return True
+    return str(noted["hdf5_sha256"]) == sha256_of(path)
 
 
 def _read_episodes(
