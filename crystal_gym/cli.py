@@ -557,15 +557,16 @@ def _data_list(options: argparse.Namespace) -> None:
 
 
 def _dataset_row(dataset_id: str, metadata: dict[str, object]) -> list[str]:
+    from crystal_gym.files import DAMAGED_NPZ, open_npz
     from crystal_gym.sets import dataset_dir
-    from crystal_gym.skeletons import SkeletonSet
 
     folder = dataset_dir(dataset_id)
     crystals = ""
     if (folder / "skeletons.npz").exists():
         try:
-            crystals = f"{len(SkeletonSet.load(folder / 'skeletons.npz')):,}"
-        except ValueError:
+            with open_npz(folder / "skeletons.npz") as arrays:
+                crystals = f"{len(arrays['space_group_number']):,}"
+        except DAMAGED_NPZ:
             crystals = "damaged"
     episodes = f"{metadata.get('total_episodes', 0):,}"
     return [dataset_id, crystals, episodes, _size(folder / "main_data.hdf5"), "Minari dataset"]
