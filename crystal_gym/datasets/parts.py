@@ -99,7 +99,7 @@ def build_structures(
             len(trajectories.actions),
             problems,
         )
-    shutil.rmtree(folder)
+        shutil.rmtree(folder)
     return report
 
 
