@@ -12,11 +12,9 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from crystal_gym.envs.observations import COMPACT_HEADER, PACKED_HEADER, PackedLayout
-from crystal_gym.ragged import run_starts
 from crystal_gym.skeletons import SkeletonSet, registered_set
 
 __all__ = ["EVERY_SITE", "GraphBatch", "focus_every_site", "rows_to_batch"]
@@ -148,7 +146,7 @@ def _table_id(rows: Tensor) -> int:
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """Graphs of a skeleton set as tensors. All numbers are local to their skeleton.
+    """:class:`crystal_gym.merged_edges.MergedEdges` and cells of a skeleton set as tensors.
 
     Kept outside every ``nn.Module``: DistributedDataParallel broadcasts buffers, and none of
     this is learned.
@@ -160,7 +158,7 @@ class _Table:
     source: Tensor
     target: Tensor
     by_target: Tensor
-    edge_weight: Tensor
+    weight: Tensor
     length_number: Tensor
     length: Tensor
     n_leaving: Tensor
@@ -175,48 +173,14 @@ def _table(table_id: int, device: torch.device) -> _Table:
 
 
 def _build_table(skeletons: SkeletonSet, device: torch.device) -> _Table:
-    owner = np.repeat(np.arange(len(skeletons)), skeletons.n_edges)
-    source, target = skeletons.edge_index.astype(np.int64)
-    order, starts = _first_of_groups(owner, source, target, skeletons.edge_length)
-    weight = np.diff(np.append(starts, len(order)))
-    kept = order[starts]
-    owner, source, target = owner[kept], source[kept], target[kept]
-    length = skeletons.edge_length[kept]
-    edge_ptr = run_starts(np.bincount(owner, minlength=len(skeletons)))
-
-    by_length, length_starts = _first_of_groups(owner, length)
-    distinct = by_length[length_starts]
-    length_ptr = run_starts(np.bincount(owner[distinct], minlength=len(skeletons)))
-    number = np.empty(len(kept), dtype=np.int64)
-    number[by_length] = np.cumsum(np.bincount(length_starts, minlength=len(kept))) - 1
-
-    site, n_sites = skeletons.site_ptr[owner], int(skeletons.site_ptr[-1])
     arrays = {
+        **vars(skeletons.merged),
         "site_ptr": skeletons.site_ptr,
-        "edge_ptr": edge_ptr,
-        "length_ptr": length_ptr,
-        "source": source,
-        "target": target,
-        "by_target": np.argsort(site + target, kind="stable") - edge_ptr[owner],
-        "edge_weight": weight.astype(np.float32),
-        "length_number": number - length_ptr[owner],
-        "length": length[distinct],
-        "n_leaving": np.bincount(site + source, minlength=n_sites),
-        "n_entering": np.bincount(site + target, minlength=n_sites),
         "lattice": skeletons.lattice_parameters.astype(np.float32),
         "space_group": skeletons.space_group_number.astype(np.float32),
     }
-    return _Table(**{k: torch.from_numpy(v.copy()).to(device) for k, v in arrays.items()})
-
-
-def _first_of_groups(*keys: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sort by ``keys`` (the first counts most); return the order and where each group starts."""
-    order = np.lexsort(keys[::-1])
-    new = np.zeros(len(order), dtype=bool)
-    new[:1] = True
-    for key in keys:
-        new[1:] |= np.diff(key[order]) != 0
-    return order, np.flatnonzero(new)
+    # On a CPU the tensors are the set's own arrays, which may be mapped from a file.
+    return _Table(**{name: torch.from_numpy(array).to(device) for name, array in arrays.items()})
 
 
 def _starts(sizes: Tensor) -> Tensor:
@@ -268,10 +232,10 @@ def _from_compact(rows: Tensor, present: Tensor, table: _Table) -> GraphBatch:
         target=_take(table.target, edge) + first_node,
         edge_graph=edge_graph,
         edge_start=edge_start,
-        source_start=_starts(_take(table.n_leaving, node)),
+        source_start=_starts(_take(table.n_leaving, node).long()),
         by_target=_take(table.by_target, edge) + _take(edge_start, edge_graph),
-        target_start=_starts(_take(table.n_entering, node)),
-        edge_weight=_take(table.edge_weight, edge),
+        target_start=_starts(_take(table.n_entering, node).long()),
+        edge_weight=_take(table.weight, edge).float(),
         distinct_length=_take(table.length, length),
         length_number=_take(table.length_number, edge) + _take(length_start, edge_graph),
         lattice=table.lattice[skeleton] * present[:, None],

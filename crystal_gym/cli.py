@@ -143,8 +143,22 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     fetching.set_defaults(run=_data_fetch)
 
-    building = actions.add_parser("build", help="write Minari datasets")
-    building.add_argument("what", choices=["mini", "mp20", "mp20-metals", "tabular"])
+    building = actions.add_parser(
+        "build",
+        help="write Minari datasets",
+        description="Writes the Minari datasets of a set, or of structures of your own whose "
+        "files give total_energy_ry, formation_energy_ev_per_atom and band_gap_ev: in the comment "
+        "line of each frame (extended XYZ) or the key-value pairs of each row (ASE database). "
+        "Interrupted, the same command goes on where it stopped.",
+        epilog=_BUILD_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    building.add_argument(
+        "what", nargs="+", metavar="WHAT", help=f"{', '.join(_BUILT_SETS)}; or files, with --minari"
+    )
+    building.add_argument(
+        "--minari", metavar="ID", help="id of the dataset of files, such as crystal-mine-v0"
+    )
     building.add_argument(
         "--from",
         dest="source",
@@ -152,7 +166,7 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         metavar="DIR",
         help="folder with mp20/ and qe/ (default: $CRYSTAL_GYM_DATA, or what was fetched)",
     )
-    building.add_argument("--limit", type=_count, help="only the first crystals of each split")
+    building.add_argument("--limit", type=_count, help="only the first crystals, of each split")
     building.add_argument("--workers", type=_count, help="processes (default: all cores)")
     _add_executor(building)
     building.set_defaults(run=_data_build)
@@ -170,6 +184,14 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     showing = actions.add_parser("show", help="numbers about a dataset")
     showing.add_argument("dataset", help="Minari id such as crystal-mp20-v0")
     showing.set_defaults(run=_data_show)
+
+
+_BUILT_SETS = ("mini", "mp20", "mp20-metals", "tabular")
+
+_BUILD_EXAMPLES = """examples:
+  crystal-gym data build mp20 --from DIR
+  crystal-gym data build crystals.extxyz more.db --minari crystal-mine-v0
+"""
 
 
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -547,15 +569,16 @@ def _data_list(options: argparse.Namespace) -> None:
 
 
 def _dataset_row(dataset_id: str, metadata: dict[str, object]) -> list[str]:
+    from crystal_gym.files import DAMAGED_NPZ, open_npz
     from crystal_gym.sets import dataset_dir
-    from crystal_gym.skeletons import SkeletonSet
 
     folder = dataset_dir(dataset_id)
     crystals = ""
     if (folder / "skeletons.npz").exists():
         try:
-            crystals = f"{len(SkeletonSet.load(folder / 'skeletons.npz')):,}"
-        except ValueError:
+            with open_npz(folder / "skeletons.npz") as arrays:
+                crystals = f"{len(arrays['space_group_number']):,}"
+        except DAMAGED_NPZ:
             crystals = "damaged"
     episodes = f"{metadata.get('total_episodes', 0):,}"
     return [dataset_id, crystals, episodes, _size(folder / "main_data.hdf5"), "Minari dataset"]
@@ -577,20 +600,49 @@ def _data_fetch(options: argparse.Namespace) -> None:
 
 
 def _data_build(options: argparse.Namespace) -> None:
+    what = options.what[0]
+    if what not in _BUILT_SETS or len(options.what) > 1:
+        _build_structures(options)
+        return
+    if options.minari is not None:
+        raise ValueError(
+            f"--minari {options.minari} does not go with the set {what}, which has its own ids: "
+            f"leave it out, or write ./{what} if a file is meant"
+        )
     from crystal_gym.cluster import executor_at
     from crystal_gym.datasets.build import build_metals, build_mini, build_mp20, build_tabular
 
-    if options.what in ("mini", "tabular"):
-        build = build_mini if options.what == "mini" else build_tabular
+    if what in ("mini", "tabular"):
+        build = build_mini if what == "mini" else build_tabular
         print(build(progress=True))
         return
     with executor_at(options.executor) as executor:
         settings = {"limit": options.limit, "workers": options.workers, "executor": executor}
-        if options.what == "mp20-metals":
+        if what == "mp20-metals":
             print(build_metals(options.source, **settings, progress=True))
             return
         for report in build_mp20(options.source, **settings, progress=True):
             print(report)
+
+
+def _build_structures(options: argparse.Namespace) -> None:
+    from crystal_gym.cluster import executor_at
+    from crystal_gym.datasets.parts import build_structures
+
+    missing = [name for name in options.what if not Path(name).exists()]
+    if missing:
+        raise ValueError(
+            f"{missing[0]!r} is neither a set nor an existing file: expected one of "
+            f"{', '.join(_BUILT_SETS)}, or files of structures with their properties"
+        )
+    if options.minari is None:
+        raise ValueError(
+            f"{options.what[0]} needs the id of its dataset: add --minari crystal-mine-v0, or "
+            "another name with a version"
+        )
+    with executor_at(options.executor) as executor:
+        settings = {"limit": options.limit, "workers": options.workers, "executor": executor}
+        print(build_structures(options.what, options.minari, **settings, progress=True))
 
 
 def _data_show(options: argparse.Namespace) -> None:

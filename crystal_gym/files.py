@@ -6,16 +6,18 @@ import contextlib
 import glob
 import hashlib
 import os
+import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from platformdirs import user_cache_path
 
 try:
@@ -25,10 +27,12 @@ except ImportError:  # Windows: what a killed process leaves stays
 
 __all__ = [
     "DAMAGED_NPZ",
+    "Pieces",
     "atomic_path",
     "cache_dir",
     "open_npz",
     "raw_data_dir",
+    "room_for",
     "save_npz",
     "sha256_of",
 ]
@@ -59,20 +63,152 @@ def _umask() -> int:
     return mask
 
 
+_MAPPED_FROM = 32_000_000
+"""Bytes. Smaller files are compressed and read into memory; of larger ones only what is used is."""
+
+_ALIGNMENT = 64  # of arrays in a file, as NumPy's own .npy files have it
+_LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member: lengths of its name and extra field
+_ZIP64_EXTRA = 20
+_PADDING = 0xC9A1  # kind of an extra field that no program knows, so that all skip it
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """An array in pieces that lie end to end, so that it need not be in memory at once.
+
+    Attributes:
+        shape: Of the whole.
+        dtype: Of the whole.
+        parts: Gives the pieces, in the order of the array's memory (C).
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    parts: Callable[[], Iterable[NDArray[Any]]]
+
+    @classmethod
+    def of(cls, array: ArrayLike) -> Pieces:
+        """Return an array as its only piece."""
+        whole = np.asarray(array, order="C")
+        return cls(whole.shape, whole.dtype, lambda: [whole])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def whole(self) -> NDArray[Any]:
+        """Return the array."""
+        flat = [np.asarray(p, self.dtype).reshape(-1) for p in self.parts()]
+        return np.concatenate([np.empty(0, self.dtype), *flat]).reshape(self.shape)
+
+
+class _Arrays(Mapping[str, NDArray[Any]]):
+    """Arrays of an ``.npz`` file: read when asked for, or mapped where they lie as in memory."""
+
+    def __init__(self, path: Path | str, file: IO[bytes], npz: Any) -> None:
+        self._path, self._file, self._npz = path, file, npz
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._npz.files)
+
+    def __len__(self) -> int:
+        return len(self._npz.files)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._npz.files:
+            raise KeyError(f"it holds no array {name!r}")
+        place = self._place(name)
+        if place is None:
+            array: NDArray[Any] = self._npz[name]
+            return array
+        offset, shape, dtype = place
+        with self._npz.zip.open(f"{name}.npy") as member:
+            while member.read(1 << 20):  # the last read finds out whether a byte has changed
+                pass
+        # Pages that are not written to stay the file's: the kernel drops them as it needs to.
+        mapped = np.memmap(self._path, dtype, "c", offset, shape)
+        return mapped.view(np.ndarray)
+
+    def _place(self, name: str) -> tuple[int, tuple[int, ...], np.dtype[Any]] | None:
+        """Return where an array lies in the file; None if it cannot be mapped from there."""
+        info = self._npz.zip.getinfo(f"{name}.npy")
+        if info.compress_type != zipfile.ZIP_STORED:
+            return None
+        with self._npz.zip.open(info) as member:
+            version = np.lib.format.read_magic(member)
+            if version != (1, 0):
+                return None
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
+            header = member.tell()
+        self._file.seek(info.header_offset)
+        lengths = _LOCAL_HEADER.unpack(self._file.read(_LOCAL_HEADER.size))
+        offset = info.header_offset + _LOCAL_HEADER.size + sum(lengths) + header
+        usable = offset % _ALIGNMENT == 0 and not fortran and not dtype.hasobject
+        return (offset, shape, dtype) if usable and np.prod(shape) > 0 else None
+
+
 @contextmanager
 def open_npz(path: Path | str) -> Iterator[Mapping[str, NDArray[Any]]]:
     """Give the arrays of an ``.npz`` file; pickled ones are refused.
 
-    NumPy leaves the file open when the archive turns out to be damaged, so it is opened here.
+    Arrays of a large file are mapped: they take memory only where they are read, which the kernel
+    takes back as it needs to, and processes share it. They stay usable after the block, and after
+    the file has been replaced.
     """
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-        yield arrays
+    # NumPy leaves the file open when the archive turns out to be damaged, so it is opened here.
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as npz:
+        yield _Arrays(path, file, npz)
 
 
-def save_npz(path: Path | str, **arrays: ArrayLike) -> None:
-    """Write arrays to a compressed ``.npz`` file, whole or not at all."""
+def save_npz(path: Path | str, **arrays: ArrayLike | Pieces) -> None:
+    """Write arrays to an ``.npz`` file, whole or not at all.
+
+    Together below 32 MB they are compressed; above, they lie in it as in memory, to be mapped.
+    """
+    columns = {n: a if isinstance(a, Pieces) else Pieces.of(a) for n, a in arrays.items()}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        if sum(column.nbytes for column in columns.values()) < _MAPPED_FROM:
+            whole = {n: column.whole() for n, column in columns.items()}
+            np.savez_compressed(file, **whole)  # type: ignore[arg-type]
+            return
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for name, column in columns.items():
+                _store(archive, file, f"{name}.npy", column)
+
+
+def room_for(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Return an array to be filled; a large one lies in a temporary file that goes with it.
+
+    Raises:
+        OSError: If there is no room for the file.
+    """
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if size < _MAPPED_FROM:
+        return np.empty(shape, dtype)
+    with tempfile.TemporaryFile(prefix="crystal-gym-") as file:
+        if hasattr(os, "posix_fallocate"):  # else a full disk kills whoever writes to the array
+            os.posix_fallocate(file.fileno(), 0, size)
+        return np.memmap(file, dtype, "r+", 0, shape).view(np.ndarray)
+
+
+def _store(archive: zipfile.ZipFile, file: IO[bytes], name: str, column: Pieces) -> None:
+    """Append an array to an archive, aligned as in memory."""
+    info = zipfile.ZipInfo(name)  # dated 1980: the same data give the same bytes
+    before = file.tell() + _LOCAL_HEADER.size + len(name) + 4 + _ZIP64_EXTRA
+    padding = -before % _ALIGNMENT
+    info.extra = struct.pack("<HH", _PADDING, padding) + bytes(padding)
+    with archive.open(info, "w", force_zip64=True) as member:
+        header = {
+            "descr": np.lib.format.dtype_to_descr(column.dtype),
+            "fortran_order": False,
+            "shape": column.shape,
+        }
+        np.lib.format.write_array_header_1_0(member, header)
+        for piece in column.parts():
+            flat = np.ascontiguousarray(piece, column.dtype).reshape(-1).view(np.uint8)
+            for first in range(0, len(flat), 1 << 24):
+                member.write(flat[first : first + (1 << 24)].data)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ __all__ = [
     "bundled_dir",
     "dataset_dir",
     "geometry_cache",
+    "is_dataset_id",
     "is_named_set",
     "load_skeleton_file",
     "load_skeletons",
@@ -80,13 +81,18 @@ def _skeleton_file(dataset_id: str) -> Path:
     return dataset_dir(dataset_id) / "skeletons.npz"
 
 
+def is_dataset_id(text: str) -> bool:
+    """Return whether a text has the form of a Minari id with a version."""
+    return bool(_DATASET_ID.fullmatch(text))
+
+
 def is_named_set(source: Any) -> bool:
     """Return whether ``source`` is the name of a set, or of a local dataset with skeletons."""
     if not isinstance(source, str):
         return False
     if source in BUNDLED or source in DATASETS or source in TABLES:
         return True
-    return bool(_DATASET_ID.fullmatch(source)) and _skeleton_file(source).exists()
+    return is_dataset_id(source) and _skeleton_file(source).exists()
 
 
 def set_dir(name: str) -> Path:

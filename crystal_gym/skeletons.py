@@ -2,7 +2,8 @@
 
 A :class:`SkeletonSet` is columnar: the sites, edges and symmetry permutations of all its
 skeletons lie end to end in a few arrays, so that a set of thousands loads in milliseconds from
-one ``.npz`` file, and one skeleton is a few views into it.
+one ``.npz`` file, and one skeleton is a few views into it. The arrays of a large file are mapped:
+of a set of a hundred thousand only the skeletons that are looked at are read.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -31,6 +32,7 @@ from crystal_gym.graphs import (
     geometry_key,
     lattice_parameters,
 )
+from crystal_gym.merged_edges import MergedEdges
 from crystal_gym.ragged import run_starts, take_runs
 
 if TYPE_CHECKING:
@@ -304,8 +306,27 @@ class SkeletonSet(Sequence[Skeleton]):
         """
         digest = hashlib.sha256()
         for part in (np.char.encode(self.keys), self.site_ptr, self.edge_index, self.source_rank):
-            digest.update(np.ascontiguousarray(part).tobytes())
+            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
         return int.from_bytes(digest.digest()[:3], "big") or 1
+
+    @cached_property
+    def merged(self) -> MergedEdges:
+        """Equal bonds merged, as a graph network reads them."""
+        return MergedEdges.of(self.site_ptr, self.edge_ptr, self.edge_index, self.edge_length)
+
+    @cached_property
+    def _by_code(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Numbers that stand for the keys, ascending, and the skeletons they are of, ``(S,)``."""
+        codes = np.fromiter(map(_code, self.keys), np.uint64, len(self))
+        order = np.argsort(codes, kind="stable")
+        return codes[order], order
+
+    def with_key(self, key: str) -> NDArray[np.int64]:
+        """Return the numbers of the skeletons that have this key, ascending."""
+        codes, order = self._by_code
+        code = np.uint64(_code(key))
+        same = order[np.searchsorted(codes, code) : np.searchsorted(codes, code, "right")]
+        return same[self.keys[same] == key]
 
     def _subset(self, which: NDArray[np.integer]) -> SkeletonSet:
         sites, site_ptr = take_runs(self.site_ptr, which)
@@ -347,10 +368,28 @@ class SkeletonSet(Sequence[Skeleton]):
             )
         return self.table_id
 
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays that a file of the set holds; see :meth:`of_columns`."""
+        merged = {f"merged_{name}": array for name, array in vars(self.merged).items()}
+        return {f.name: getattr(self, f.name) for f in fields(self)} | merged
+
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, NDArray[Any]]) -> SkeletonSet:
+        """Return the set of which these are the :meth:`columns`.
+
+        Raises:
+            KeyError: If one is missing. Merged edges may be: earlier releases wrote none.
+        """
+        skeletons = cls(**{f.name: columns[f.name] for f in fields(cls)})
+        names = [f.name for f in fields(MergedEdges)]
+        if f"merged_{names[0]}" in columns:
+            merged = MergedEdges(**{name: columns[f"merged_{name}"] for name in names})
+            skeletons.__dict__["merged"] = merged  # where cached_property keeps it
+        return skeletons
+
     def save(self, path: Path | str) -> None:
         """Write the set to an ``.npz`` file, whole or not at all."""
-        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
-        save_npz(path, format=_FORMAT, **arrays)
+        save_npz(path, format=_FORMAT, **self.columns())
 
     @classmethod
     def load(cls, path: Path | str) -> SkeletonSet:
@@ -367,7 +406,7 @@ class SkeletonSet(Sequence[Skeleton]):
                     raise ValueError(
                         f"{path} holds skeleton format {found}, expected {_FORMAT}: build it again"
                     )
-                return cls(**{f.name: file[f.name] for f in fields(cls)})
+                return cls.of_columns(file)
         except DAMAGED_NPZ as error:
             if isinstance(error, FileNotFoundError) or "expected" in str(error):
                 raise
@@ -375,6 +414,10 @@ class SkeletonSet(Sequence[Skeleton]):
                 f"{path} is not a readable skeleton set ({error}): expected an .npz file written "
                 "by SkeletonSet.save; build it again"
             ) from error
+
+
+def _code(key: str) -> int:
+    return int(key[:16], 16)
 
 
 _REGISTERED: dict[int, SkeletonSet] = {}

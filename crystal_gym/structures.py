@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import warnings
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,7 +179,8 @@ def read_structures(path: Path | str) -> Iterator[tuple[str, Any]]:
     """Yield ``(name, structure)`` of every crystal in a file or folder.
 
     CIF, POSCAR and extended XYZ files (all frames), ASE databases (``.db``), CDVAE's CSV
-    (``.csv``, ``.csv.gz``), or a folder of these, in the order of their names.
+    (``.csv``, ``.csv.gz``), or a folder of these, in the order of their names. Frames and rows are
+    read as they are asked for; what a file says of one beside its sites is in ``Atoms.info``.
 
     Raises:
         FileNotFoundError: If there is nothing at ``path``.
@@ -253,12 +255,31 @@ def _read_file(path: Path) -> Iterable[tuple[str, Any]]:
         if not poscar.true_names:  # pymatgen would call them H, He, Li in turn
             raise ValueError("it does not name its elements")
         return [(path.stem, poscar.structure)]
+    if suffix == ".db":
+        return _numbered(path, _database_rows(path))
     import ase.io
 
-    kind = {".db": "db", ".xyz": "extxyz", ".extxyz": "extxyz"}.get(suffix)
-    frames = ase.io.read(path, index=":", format=kind)
-    many = len(frames) > 1
-    return [(f"{path.stem}-{i}" if many else path.stem, atoms) for i, atoms in enumerate(frames)]
+    kind = {".xyz": "extxyz", ".extxyz": "extxyz"}.get(suffix)
+    return _numbered(path, ase.io.iread(path, index=":", format=kind))
+
+
+def _database_rows(path: Path) -> Iterator[Any]:
+    """Yield the rows of an ASE database as Atoms, a thousand in memory at a time."""
+    from ase.db import connect
+
+    database, last = connect(path, use_lock_file=False), 0
+    while rows := list(database.select(f"id>{last}", sort="id", limit=1_000)):
+        for row in rows:
+            yield row.toatoms(add_additional_information=True)
+        last = rows[-1].id
+
+
+def _numbered(path: Path, frames: Iterator[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield frames under the name of their file, with numbers if there are several."""
+    some = list(islice(frames, 2))
+    many = len(some) > 1
+    for number, atoms in enumerate(chain(some, frames)):
+        yield (f"{path.stem}-{number}" if many else path.stem), atoms
 
 
 def _looks_readable(path: Path) -> bool:

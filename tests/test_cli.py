@@ -88,7 +88,7 @@ def test_an_error_is_one_sentence_on_standard_error(arguments, says, empty_minar
 
 
 @pytest.mark.parametrize(
-    "arguments", [["data", "build", "gold"], ["data", "build", "mp20", "--limit", "0"]]
+    "arguments", [["data", "fetch", "gold"], ["data", "build", "mp20", "--limit", "0"]]
 )
 def test_wrong_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as end:

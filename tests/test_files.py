@@ -3,12 +3,25 @@
 import contextlib
 import os
 import stat
+import struct
 import subprocess
 import sys
+import zipfile
 
+import numpy as np
 import pytest
 
-from crystal_gym.files import atomic_path, cache_dir, raw_data_dir
+from crystal_gym import files
+from crystal_gym.files import (
+    DAMAGED_NPZ,
+    Pieces,
+    atomic_path,
+    cache_dir,
+    open_npz,
+    raw_data_dir,
+    room_for,
+    save_npz,
+)
 
 
 def test_a_finished_write_replaces_the_file(tmp_path):
@@ -93,3 +106,106 @@ def test_source_files_are_where_their_variable_says_else_in_the_cache(tmp_path, 
     assert raw_data_dir() == tmp_path / "data"
     monkeypatch.delenv("CRYSTAL_GYM_DATA")
     assert raw_data_dir() == tmp_path / "cache" / "raw"
+
+
+# -- arrays -------------------------------------------------------------------------------------
+
+ARRAYS = {
+    "numbers": np.arange(7, dtype=np.int16),
+    "matrix": np.arange(12.0).reshape(3, 4),
+    "long": np.arange(5_000.0),
+    "words": np.array(["alpha", "b"]),
+    "one": np.int64(3),
+    "none": np.zeros((0, 3), dtype=np.float32),
+    "fortran": np.asfortranarray(np.arange(6).reshape(2, 3)),
+}
+
+
+@pytest.fixture(params=[0, 10**9], ids=["large", "small"])
+def saved(request, tmp_path, monkeypatch):
+    """Return a file of arrays: as one that is large enough to be mapped, and as a small one."""
+    monkeypatch.setattr(files, "_MAPPED_FROM", request.param)
+    path = tmp_path / "arrays.npz"
+    save_npz(path, **ARRAYS)
+    return path
+
+
+def is_mapped(array):
+    while isinstance(array, np.ndarray) and not isinstance(array, np.memmap):
+        array = array.base
+    return isinstance(array, np.memmap)
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_saved_arrays_come_back(saved, name):
+    with open_npz(saved) as arrays:
+        found = arrays[name]
+    np.testing.assert_array_equal(found, ARRAYS[name])
+    assert found.dtype == np.asarray(ARRAYS[name]).dtype
+    assert found.flags.aligned
+
+
+def test_numpy_reads_saved_arrays(saved):
+    with np.load(saved) as arrays:
+        assert set(arrays) == set(ARRAYS)
+        np.testing.assert_array_equal(arrays["matrix"], ARRAYS["matrix"])
+
+
+def test_arrays_of_a_large_file_are_mapped(saved):
+    large = zipfile.ZipFile(saved).infolist()[0].compress_type == zipfile.ZIP_STORED
+    with open_npz(saved) as arrays:
+        assert is_mapped(arrays["matrix"]) == large
+
+
+def test_a_mapped_array_outlives_its_file(saved):
+    with open_npz(saved) as arrays:
+        found = arrays["numbers"]
+    save_npz(saved, numbers=np.zeros(7, dtype=np.int16))
+    np.testing.assert_array_equal(found, ARRAYS["numbers"])
+
+
+def test_writing_to_a_mapped_array_leaves_the_file_as_it_is(saved):
+    before = saved.read_bytes()
+    with open_npz(saved) as arrays:
+        arrays["numbers"][0] = 99
+    assert saved.read_bytes() == before
+
+
+def test_a_flipped_byte_is_noticed(saved):
+    content = bytearray(saved.read_bytes())
+    info = next(i for i in zipfile.ZipFile(saved).infolist() if i.filename == "long.npy")
+    start = info.header_offset + zipfile.sizeFileHeader
+    start += sum(struct.unpack("<HH", content[start - 4 : start]))
+    content[start + info.compress_size * 3 // 4] ^= 1  # beyond the array's header
+    saved.write_bytes(bytes(content))
+    with pytest.raises(DAMAGED_NPZ), open_npz(saved) as arrays:
+        np.asarray(arrays["long"])
+
+
+def test_a_name_that_is_not_in_it_is_a_key_error(saved):
+    with open_npz(saved) as arrays, pytest.raises(KeyError, match="no array 'other'"):
+        arrays["other"]
+
+
+def test_the_same_arrays_give_the_same_bytes(saved):
+    first = saved.read_bytes()
+    save_npz(saved, **ARRAYS)
+    assert saved.read_bytes() == first
+
+
+def test_pieces_are_laid_end_to_end(saved):
+    parts = [np.arange(4.0).reshape(1, 4), np.arange(4.0, 12.0).reshape(2, 4)]
+    save_npz(saved, matrix=Pieces((3, 4), np.dtype(np.float64), lambda: parts))
+    with open_npz(saved) as arrays:
+        np.testing.assert_array_equal(arrays["matrix"], ARRAYS["matrix"])
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_room_for_a_large_array_is_in_a_file_without_a_name(tmp_path, monkeypatch, large):
+    monkeypatch.setattr(files, "_MAPPED_FROM", 100 if large else 1000)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    room = room_for((50,), np.int64)
+    room[:] = np.arange(50)
+    assert room.sum() == 1225
+    assert is_mapped(room) == large
+    assert not os.listdir(tmp_path)

@@ -280,6 +280,22 @@ def test_a_changed_hdf5_file_is_read_itself(empty_minari, card, table, trajector
     assert again.band_gap_ev[3] == 77.0
 
 
+def test_columns_of_a_copied_dataset_are_used(empty_minari, card, table, trajectories, monkeypatch):
+    """A copy is younger than its note says: its checksum decides."""
+    folder = write_dataset(card("crystal-read-v0"), trajectories, table)
+    os.utime(folder / "main_data.hdf5")
+    monkeypatch.setattr("crystal_gym.datasets.minari_io._read_episodes", None)
+    again = read_trajectories(minari.load_dataset("crystal-read-v0"))
+    assert_same_trajectories(again, trajectories)
+
+
+def test_an_unchanged_hdf5_file_is_not_read(empty_minari, card, table, trajectories, monkeypatch):
+    write_dataset(card("crystal-read-v0"), trajectories, table)
+    monkeypatch.setattr("crystal_gym.datasets.minari_io.sha256_of", None)
+    again = read_trajectories(minari.load_dataset("crystal-read-v0"))
+    assert_same_trajectories(again, trajectories)
+
+
 def test_a_filtered_dataset_reads_only_its_episodes(made_dataset, trajectories):
     some = made_dataset.filter_episodes(lambda episode: len(episode.actions) == 2)
     again = read_trajectories(some)
@@ -555,9 +571,9 @@ def test_real_rows_keep_their_species(data_dir, train_rows, train_labels):
 def test_a_second_build_waits_for_nobody_and_says_so(card, trajectories, table, empty_minari):
     from filelock import FileLock
 
-    from crystal_gym.datasets.minari_io import _lock_file
+    from crystal_gym.datasets.minari_io import lock_file
 
-    with FileLock(_lock_file(dataset_dir("crystal-twice-v0"))):
+    with FileLock(lock_file(dataset_dir("crystal-twice-v0"))):
         with pytest.raises(ValueError, match="is being written by another process"):
             write_dataset(card("crystal-twice-v0"), trajectories, table)
     write_dataset(card("crystal-twice-v0"), trajectories, table)

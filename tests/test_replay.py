@@ -421,7 +421,9 @@ def test_reordered_transitions_are_steps_of_other_orders(trajectories):
     breadth_first = {
         (int(skeleton), row.tobytes())
         for skeleton, row in zip(
-            trajectories.skeleton[trajectories.episode], trajectories.tokens > 0, strict=True
+            trajectories.skeleton[trajectories.episode],
+            trajectories.tokens_before(np.arange(len(trajectories.actions))) > 0,
+            strict=True,
         )
     }
     new, starts = 0, set()

@@ -71,7 +71,8 @@ def test_tokens_are_those_placed_before_each_step(trajectories):
         for t in range(trajectories.step_ptr[k], trajectories.step_ptr[k + 1]):
             expected.append(tokens.copy())
             tokens[trajectories.traversal[t]] = trajectories.actions[t] + 1
-    np.testing.assert_array_equal(trajectories.tokens, expected)
+    found = trajectories.tokens_before(np.arange(len(trajectories.actions)))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_episode_and_step_number_every_transition(trajectories):
@@ -170,3 +171,34 @@ def test_the_source_order_fills_the_same_atoms(trajectories):
         assert (theirs.frac_coords[source.traversal[steps]] == places).all()
     assert (source.actions == trajectories.actions).all()
     assert (source.skeletons.source_rank[: source.skeletons.site_ptr[1]] >= 0).all()
+
+
+def test_a_subset_holds_the_episodes_asked_for(trajectories, monkeypatch):
+    monkeypatch.setattr("crystal_gym.files._MAPPED_FROM", 0)
+    monkeypatch.setattr("crystal_gym.datasets.trajectories._EPISODES_AT_ONCE", 3)
+    wanted = np.array([7, 2, 2, len(trajectories) - 1])
+    some = trajectories.subset(wanted)
+    assert len(some) == 4
+    for number, episode in enumerate(wanted.tolist()):
+        ours = slice(*some.step_ptr[number : number + 2].tolist())
+        theirs = slice(*trajectories.step_ptr[episode : episode + 2].tolist())
+        np.testing.assert_array_equal(some.traversal[ours], trajectories.traversal[theirs])
+        np.testing.assert_array_equal(some.actions[ours], trajectories.actions[theirs])
+        assert some.band_gap_ev[number] == trajectories.band_gap_ev[episode]
+
+
+def test_finished_crystals_are_those_of_each_episode(trajectories, monkeypatch):
+    monkeypatch.setattr("crystal_gym.datasets.trajectories._EPISODES_AT_ONCE", 3)
+    for episode, tokens in enumerate(trajectories.finished):
+        expected = trajectories.final_tokens(episode)
+        np.testing.assert_array_equal(tokens[: len(expected)], expected)
+        assert not tokens[len(expected) :].any()
+
+
+def test_a_subset_of_nothing_is_empty(trajectories):
+    nothing = trajectories.subset(np.empty(0, dtype=np.int64))
+    assert (len(nothing), len(nothing.actions)) == (0, 0)
+
+
+def test_all_episodes_in_order_are_the_same_object(trajectories):
+    assert trajectories.subset(np.arange(len(trajectories))) is trajectories

@@ -8,9 +8,17 @@ from crystal_gym.lazy import lazy_names
 
 if TYPE_CHECKING:
     from crystal_gym.datasets.build import build_mini, build_mp20, build_tabular
+    from crystal_gym.datasets.parts import build_structures
     from crystal_gym.datasets.replay import CrystalReplayBuffer, load_d3rlpy
 
-__all__ = ["CrystalReplayBuffer", "build_mini", "build_mp20", "build_tabular", "load_d3rlpy"]
+__all__ = [
+    "CrystalReplayBuffer",
+    "build_mini",
+    "build_mp20",
+    "build_structures",
+    "build_tabular",
+    "load_d3rlpy",
+]
 
 # d3rlpy and torch are heavy and optional: they are imported when something needs them.
 __getattr__ = lazy_names(
@@ -20,6 +28,7 @@ __getattr__ = lazy_names(
         "load_d3rlpy": "replay",
         "build_mini": "build",
         "build_mp20": "build",
+        "build_structures": "parts",
         "build_tabular": "build",
     },
 )

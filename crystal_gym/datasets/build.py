@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,13 @@ import numpy as np
 
 from crystal_gym.cdvae import CrystalRow, read_cdvae_csv
 from crystal_gym.datasets.labels import Label, has_label_table, read_labels
-from crystal_gym.datasets.minari_io import STORED_TARGET_EV, DatasetCard, write_dataset
+from crystal_gym.datasets.minari_io import (
+    STORED_TARGET_EV,
+    BuildReport,
+    DatasetCard,
+    left_out,
+    write_dataset,
+)
 from crystal_gym.datasets.relabel import terminal_rewards
 from crystal_gym.datasets.trajectories import (
     MAX_ORDERS,
@@ -68,41 +73,6 @@ _CARDS = {
     ),
 }
 _ORDERS = {"train": MAX_ORDERS, "val": 1}
-
-
-@dataclass(frozen=True)
-class BuildReport:
-    """What a build made, and every crystal it had to leave out, with the reason.
-
-    Attributes:
-        dataset_id: Minari id.
-        path: Its data folder.
-        crystals: Labelled crystals in it.
-        episodes: Episodes.
-        transitions: Transitions.
-        problems: Reason by the name of the crystal left out.
-    """
-
-    dataset_id: str
-    path: Path
-    crystals: int
-    episodes: int
-    transitions: int
-    problems: dict[str, str]
-
-    def __str__(self) -> str:
-        text = (
-            f"{self.dataset_id}: {self.crystals:,} crystals, {self.episodes:,} episodes, "
-            f"{self.transitions:,} transitions in {self.path}"
-        )
-        return text + _left_out(self.problems)
-
-
-def _left_out(problems: dict[str, str]) -> str:
-    if not problems:
-        return ""
-    listed = "; ".join(f"{name}: {reason}" for name, reason in list(problems.items())[:5])
-    return f"\n  left out {len(problems)}: {listed}"
 
 
 def build_mp20(
@@ -197,7 +167,7 @@ def build_metals(
     goal = table_dir(name)
     table.save_with_skeletons(goal)
     text = f"{name}: {len(table):,} crystals with a gap of 0 and no energies in {goal}"
-    return text + _left_out(problems)
+    return text + left_out(problems)
 
 
 _EPISODES_PER_SKELETON = 200

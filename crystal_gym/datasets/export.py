@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from crystal_gym.datasets.minari_io import DatasetCard, write_dataset
+from crystal_gym.datasets.minari_io import DatasetCard, left_out, write_dataset
 from crystal_gym.datasets.trajectories import plan_trajectories
 from crystal_gym.oracles.base import Properties, Status
 from crystal_gym.oracles.cache import ResultStore, StoredResult
@@ -105,7 +105,7 @@ def export_table(store: ResultStore, folder: Path | str, preset: str | None = No
     """
     table, problems = results_table(store, preset)
     table.save_with_skeletons(folder)
-    return f"{folder}: {table!r}{_left_out(problems)}"
+    return f"{folder}: {table!r}{left_out(problems)}"
 
 
 def export_dataset(
@@ -134,11 +134,4 @@ def export_dataset(
     text = f"{dataset_id}: {len(kept):,} crystals, {len(trajectories):,} episodes in {path}"
     if lacking:
         text += f"\n  left out {lacking} without a formation energy"
-    return text + _left_out(problems)
-
-
-def _left_out(problems: dict[str, str]) -> str:
-    if not problems:
-        return ""
-    name, reason = next(iter(problems.items()))
-    return f"\n  left out {len(problems)}, the first {name}: {reason}"
+    return text + left_out(problems)

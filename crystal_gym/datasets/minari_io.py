@@ -7,7 +7,7 @@ writing differs: arrays are contiguous and the file uses the newest HDF5 structu
 Beside ``main_data.hdf5`` lie ``skeletons.npz`` and ``table.npz``, so that the environment of a
 dataset travels with it, and ``trajectories.npz``: the same episodes as columns, which load in a
 tenth of a second where reading 43,182 HDF5 groups takes a minute. It names the checksum of the
-HDF5 file it was made with, and is left aside once that file is another.
+HDF5 file it was made with and when that was last written to, and is left aside once it is another.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import copy
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -40,14 +41,18 @@ from crystal_gym.envs.observations import make_form
 from crystal_gym.files import DAMAGED_NPZ, open_npz, save_npz, sha256_of
 from crystal_gym.oracles import PropertyTable
 from crystal_gym.ragged import run_starts
-from crystal_gym.sets import dataset_dir, load_skeleton_file
+from crystal_gym.sets import dataset_dir, is_dataset_id, load_skeleton_file
 from crystal_gym.skeletons import Skeleton, SkeletonSet
 
 __all__ = [
     "STORED_TARGET_EV",
+    "BuildReport",
     "DatasetCard",
+    "left_out",
     "load_trajectories",
+    "lock_file",
     "read_trajectories",
+    "require_dataset_id",
     "write_dataset",
 ]
 
@@ -70,6 +75,55 @@ class DatasetCard:
     description: str
     algorithm_name: str = "breadth-first reconstruction of labelled crystals"
     mask: str | None = None
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build made, and every crystal it had to leave out, with the reason.
+
+    Attributes:
+        dataset_id: Minari id.
+        path: Its data folder.
+        crystals: Labelled crystals in it.
+        episodes: Episodes.
+        transitions: Transitions.
+        problems: Reason by the name of the crystal left out.
+    """
+
+    dataset_id: str
+    path: Path
+    crystals: int
+    episodes: int
+    transitions: int
+    problems: dict[str, str]
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.dataset_id}: {self.crystals:,} crystals, {self.episodes:,} episodes, "
+            f"{self.transitions:,} transitions in {self.path}"
+        )
+        return text + left_out(self.problems)
+
+
+def left_out(problems: dict[str, str]) -> str:
+    """Return a line on what was left out, empty where nothing was."""
+    if not problems:
+        return ""
+    listed = "; ".join(f"{name}: {reason}" for name, reason in list(problems.items())[:5])
+    return f"\n  left out {len(problems)}: {listed}"
+
+
+def require_dataset_id(dataset_id: str) -> None:
+    """Refuse an id that Minari would not find again.
+
+    Raises:
+        ValueError: If it is not of Minari's form.
+    """
+    if not is_dataset_id(dataset_id):
+        raise ValueError(
+            f"{dataset_id!r} is no id of a Minari dataset: expected a name with a version, such as "
+            "crystal-mine-v0"
+        )
 
 
 def write_dataset(
@@ -98,7 +152,7 @@ def write_dataset(
     root = target.parent.parent
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(_lock_file(target), blocking=False):
+        with FileLock(lock_file(target), blocking=False):
             _write_in_place_of(target.parent, card, trajectories, table, progress)
     except Timeout as error:
         raise ValueError(
@@ -113,7 +167,7 @@ def write_dataset(
     return target
 
 
-def _lock_file(target: Path) -> Path:
+def lock_file(target: Path) -> Path:
     """Name the lock of a folder: not among the datasets, where people would wonder at it."""
     name = hashlib.sha256(str(target.absolute()).encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"crystal-gym-{name}.lock"
@@ -226,6 +280,7 @@ class _EpisodeWriter:
         self._file = file
         self._data = trajectories
         self._shared: dict[Any, h5py.Dataset] = {}
+        self._number = -1  # of the skeleton of the last episode
         self._group_settings = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
         self._group_settings.set_attr_phase_change(64, 32)
         self._group_settings.set_obj_track_times(False)  # the same data give the same bytes
@@ -240,10 +295,13 @@ class _EpisodeWriter:
         length = steps.stop - steps.start
         order = data.traversal[steps]
         number = int(data.skeleton[episode])
+        if number != self._number:  # its episodes are neighbours; handles take memory
+            self._shared.pop(("skeleton", self._number), None)
+            self._number = number
         skeleton = data.skeletons[number]
         tokens = np.zeros((length + 1, data.skeletons.max_sites), dtype=np.int8)
-        tokens[:length] = data.tokens[steps]
-        tokens[length, :length] = data.final_tokens(episode)
+        placed = np.argsort(order) < np.arange(length + 1)[:, None]
+        tokens[:, :length] = np.where(placed, data.final_tokens(episode), 0)
         last = np.arange(length) == length - 1
         group = self._group(self._file.id, f"episode_{episode}")
         seen = self._group(group, "observations")
@@ -381,13 +439,12 @@ def _skeletons_of(dataset: minari.MinariDataset, folder: Path) -> SkeletonSet:
 
 
 def _save_columns(trajectories: Trajectories, folder: Path) -> None:
-    columns = {f.name: getattr(trajectories, f.name) for f in fields(Trajectories)}
-    del columns["skeletons"]
     save_npz(
         folder / _COLUMNS,
         hdf5_sha256=sha256_of(folder / _EPISODES),
+        hdf5_changed_ns=(folder / _EPISODES).stat().st_mtime_ns,
         table_id=trajectories.skeletons.table_id,
-        **columns,
+        **trajectories.columns(),
     )
 
 
@@ -399,12 +456,19 @@ def _load_columns(folder: Path, skeletons: SkeletonSet) -> Trajectories | None:
         with open_npz(folder / _COLUMNS) as file:
             if int(file["table_id"]) != skeletons.table_id:
                 return None
-            if str(file["hdf5_sha256"]) != sha256_of(folder / _EPISODES):
+            if not _is_same_file(folder / _EPISODES, file):
                 return None
             names = [f.name for f in fields(Trajectories) if f.name != "skeletons"]
             return Trajectories(skeletons=skeletons, **{name: file[name] for name in names})
     except DAMAGED_NPZ:
         return None  # a damaged copy costs time: the episodes are read one by one
+
+
+def _is_same_file(path: Path, noted: Mapping[str, NDArray[Any]]) -> bool:
+    """Return whether the HDF5 file is the noted one; if nothing wrote to it since, unread."""
+    if "hdf5_changed_ns" in noted and int(noted["hdf5_changed_ns"]) == path.stat().st_mtime_ns:
+        return True
+    return str(noted["hdf5_sha256"]) == sha256_of(path)
 
 
 def _read_episodes(

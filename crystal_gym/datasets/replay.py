@@ -19,7 +19,7 @@ from crystal_gym.datasets.relabel import TargetSampler, terminal_rewards
 from crystal_gym.datasets.trajectories import Trajectories
 from crystal_gym.element_embedding import EMBEDDING
 from crystal_gym.elements import N_ELEMENTS
-from crystal_gym.envs.observations import COMPACT_HEADER, compact_rows
+from crystal_gym.envs.observations import COMPACT_HEADER, MIN_ROW_SITES, compact_rows
 from crystal_gym.rewards import Reward
 
 __all__ = [
@@ -127,6 +127,36 @@ class CrystalMiniBatch(TransitionMiniBatch):
         return CrystalMiniBatch(**found)
 
 
+class _Drawn(NamedTuple):
+    """Transitions of a batch and what they are part of.
+
+    Attributes:
+        number: Of each, ``(B,)``.
+        last: The last of the steps that each is made of, ``(B,)``.
+        episode: ``(B,)``.
+        start: First transition of the episode, ``(B,)``.
+        end: One beyond its last, ``(B,)``.
+        finished: Tokens of the crystal it ends in, int8 ``(B, max_sites)``.
+        filled_at: Step at which each site is filled, int16 ``(B, max_sites)``.
+    """
+
+    number: NDArray[np.int64]
+    last: NDArray[np.int64]
+    episode: NDArray[np.int64]
+    start: NDArray[np.int64]
+    end: NDArray[np.int64]
+    finished: NDArray[np.int8]
+    filled_at: NDArray[np.int16]
+
+    @classmethod
+    def of(cls, data: Trajectories, index: NDArray[np.int64], n_steps: int) -> _Drawn:
+        """Return transitions of given numbers that lead ``n_steps`` on."""
+        episode = data.episode_of(index)
+        start, end = data.step_ptr[episode], data.step_ptr[episode + 1]
+        last = index if n_steps == 1 else np.minimum(index + n_steps, end) - 1
+        return cls(index, last, episode, start, end, *data.fillings(episode))
+
+
 class _Moves(NamedTuple):
     """What is done at the steps of a batch: tokens before, site, element; the next two."""
 
@@ -137,15 +167,29 @@ class _Moves(NamedTuple):
     next_action: NDArray[np.int16]
 
 
-def _cumulated_weights(trajectories: Trajectories, balance: float) -> NDArray[np.float64]:
-    """Return the cumulated probability of every transition, ``(T,)``."""
-    gap_range = np.floor(trajectories.band_gap_ev / BALANCED_RANGE_EV).clip(0).astype(np.int64)
-    gap_range = gap_range[trajectories.episode]
-    counts = np.bincount(gap_range)
-    # A range with a handful of crystals is not worth as much as one with a thousand.
-    counts = np.maximum(counts, 0.01 * counts.sum())
-    cumulated = np.cumsum(counts[gap_range] ** -balance)
-    return cumulated / cumulated[-1]
+class _Ranges:
+    """Draws transitions, those of rarer ranges of gaps more often.
+
+    A transition's weight is that of its episode, so that only these are kept.
+    """
+
+    def __init__(self, trajectories: Trajectories, balance: float) -> None:
+        gap_range = np.floor(trajectories.band_gap_ev / BALANCED_RANGE_EV).clip(0).astype(np.int64)
+        length = np.diff(trajectories.step_ptr)
+        counts = np.bincount(gap_range, length)
+        # A range with a handful of crystals is not worth as much as one with a thousand.
+        counts = np.maximum(counts, 0.01 * counts.sum())
+        self._step_ptr = trajectories.step_ptr
+        self._weight = (counts**-balance)[gap_range]
+        self._cumulated = np.concatenate([[0.0], np.cumsum(self._weight * length)])
+
+    def draw(self, generator: np.random.Generator, size: int) -> NDArray[np.int64]:
+        """Return numbers of transitions, ``(size,)``."""
+        drawn = generator.random(size) * self._cumulated[-1]
+        episode = np.searchsorted(self._cumulated, drawn, "right") - 1
+        step = (drawn - self._cumulated[episode]) / self._weight[episode]
+        first, end = self._step_ptr[episode], self._step_ptr[episode + 1]
+        return np.minimum(first + step.astype(np.int64), end - 1)
 
 
 class CrystalReplayBuffer(ReplayBuffer):
@@ -202,18 +246,12 @@ class CrystalReplayBuffer(ReplayBuffer):
         self._failure_reward = failure_reward
         self._reorder, self._n_steps, self._gamma = reorder, n_steps, gamma
         self.generator = np.random.default_rng(seed)
-        self._cumulated = _cumulated_weights(trajectories, balance) if balance else None
-        length = np.diff(trajectories.step_ptr)
-        last = trajectories.step_ptr[1:] - 1
-        self._terminal = np.zeros(len(trajectories.actions), dtype=bool)
-        self._terminal[last] = True
-        self._next_focus = np.append(trajectories.traversal[1:], 0).astype(np.int16)
-        self._next_focus[last] = length
-        self._next_action = np.append(trajectories.actions[1:], 0).astype(np.int16)
-        width = compact_rows(trajectories.skeletons, [0], trajectories.tokens[:1], [0], None).shape
+        self._ranges = _Ranges(trajectories, balance) if balance else None
+        trajectories.skeletons.register()  # for the encoders to find
+        width = len(COMPACT_HEADER) + max(MIN_ROW_SITES, trajectories.skeletons.max_sites)
         super().__init__(
             buffer=_Columns(self),
-            observation_signature=Signature([np.dtype(np.float32)], [(width[1],)]),
+            observation_signature=Signature([np.dtype(np.float32)], [(width,)]),
             action_signature=Signature([self._shown.dtype], [self._shown.shape[1:]]),
             reward_signature=Signature([np.dtype(np.float32)], [(1,)]),
             action_space=kind,
@@ -225,21 +263,20 @@ class CrystalReplayBuffer(ReplayBuffer):
 
     def sample_transition_batch(self, batch_size: int) -> CrystalMiniBatch:
         """Return a batch of transitions drawn at random, with replacement."""
-        if self._cumulated is None:
-            index = self.generator.integers(len(self._terminal), size=batch_size)
+        if self._ranges is None:
+            index = self.generator.integers(self.transition_count, size=batch_size)
         else:
-            index = np.searchsorted(self._cumulated, self.generator.random(batch_size), "right")
-        targets = self._draw_targets(index)
-        last = self._last_of(index, self._n_steps)
-        first = self._as_stored(index)
-        final = first if self._n_steps == 1 else self._as_stored(last)
+            index = self._ranges.draw(self.generator, batch_size)
+        drawn = _Drawn.of(self.trajectories, index, self._n_steps)
+        targets = self._draw_targets(drawn.episode)
+        first, final = self._stored_moves(drawn)
         if self._reorder:
             anew = self.generator.random(batch_size) < self._reorder
-            order = self._random_orders(index[anew])
-            self._reordered(first, index, anew, order)
+            order = self._random_orders(drawn, anew)
+            _reorder(first, drawn, drawn.number, anew, order)
             if final is not first:
-                self._reordered(final, last, anew, order)
-        return self._batch(first, final, index, last, targets)
+                _reorder(final, drawn, drawn.last, anew, order)
+        return self._batch(first, final, drawn, targets)
 
     def sample_transition(self) -> Transition:
         """Return one transition."""
@@ -260,65 +297,45 @@ class CrystalReplayBuffer(ReplayBuffer):
         self, index: NDArray[np.int64], target_gap: NDArray[np.float64] | None, n_steps: int
     ) -> CrystalMiniBatch:
         """Return transitions that lead ``n_steps`` on, in the stored orders."""
-        last = self._last_of(index, n_steps)
-        return self._batch(self._as_stored(index), self._as_stored(last), index, last, target_gap)
+        drawn = _Drawn.of(self.trajectories, index, n_steps)
+        return self._batch(*self._stored_moves(drawn), drawn, target_gap)
 
-    def _last_of(self, index: NDArray[np.int64], n_steps: int) -> NDArray[np.int64]:
-        """Return the last of the steps that each transition is made of."""
-        ends = self.trajectories.step_ptr[self.trajectories.episode[index] + 1]
-        return np.minimum(index + n_steps, ends) - 1
+    def _stored_moves(self, drawn: _Drawn) -> tuple[_Moves, _Moves]:
+        """Return the first and the final of the moves of each transition, in the stored order."""
+        first = self._as_stored(drawn, drawn.number)
+        return first, first if drawn.last is drawn.number else self._as_stored(drawn, drawn.last)
 
-    def _as_stored(self, index: NDArray[np.int64]) -> _Moves:
-        data = self.trajectories
+    def _as_stored(self, drawn: _Drawn, index: NDArray[np.int64]) -> _Moves:
+        data, is_end = self.trajectories, index + 1 == drawn.end
+        following = np.where(is_end, index, index + 1)
+        before = drawn.filled_at < (index - drawn.start)[:, None]
         return _Moves(
-            data.tokens[index],
+            np.where(before, drawn.finished, 0),
             data.traversal[index],
             data.actions[index],
-            self._next_focus[index],
-            self._next_action[index],
+            np.where(is_end, drawn.end - drawn.start, data.traversal[following]),
+            data.actions[following],
         )
 
-    def _random_orders(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return an order of filling for the episode of each step, ``(B, max_sites)``."""
-        data, episode = self.trajectories, self.trajectories.episode[index]
-        n_sites = data.step_ptr[episode + 1] - data.step_ptr[episode]
-        drawn = self.generator.random((len(index), data.finished.shape[1]))
-        drawn[np.arange(drawn.shape[1]) >= n_sites[:, None]] = np.inf
-        return np.argsort(drawn, 1)
-
-    def _reordered(
-        self,
-        moves: _Moves,
-        index: NDArray[np.int64],
-        anew: NDArray[np.bool_],
-        order: NDArray[np.int64],
-    ) -> None:
-        """Overwrite some of the moves at some steps with those of other orders of filling."""
-        data, index = self.trajectories, index[anew]
-        episode, step, ends = data.episode[index], data.step[index], self._terminal[index]
-        n_sites = data.step_ptr[episode + 1] - data.step_ptr[episode]
-        finished, rows = data.finished[episode], np.arange(len(index))
-        site, following = order[rows, step], order[rows, np.minimum(step + 1, n_sites - 1)]
-        before = np.argsort(order, 1) < step[:, None]
-        moves.tokens[anew] = np.where(before, finished, 0)
-        moves.site[anew] = site
-        moves.action[anew] = finished[rows, site] - 1
-        moves.next_site[anew] = np.where(ends, n_sites, following)
-        moves.next_action[anew] = np.where(ends, 0, finished[rows, following] - 1)
+    def _random_orders(self, drawn: _Drawn, anew: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Return an order of filling for some of the transitions, ``(some, max_sites)``."""
+        n_sites = (drawn.end - drawn.start)[anew]
+        places = self.generator.random((len(n_sites), drawn.finished.shape[1]))
+        places[np.arange(places.shape[1]) >= n_sites[:, None]] = np.inf
+        return np.argsort(places, 1)
 
     def _batch(
         self,
         first: _Moves,
         final: _Moves,
-        index: NDArray[np.int64],
-        last: NDArray[np.int64],
+        drawn: _Drawn,
         target_gap: NDArray[np.float64] | None,
     ) -> CrystalMiniBatch:
         """Return transitions from before the first move to after the final one."""
-        data = self.trajectories
+        data, index = self.trajectories, drawn.number
         observations = compact_rows(
             data.skeletons,
-            data.skeleton[data.episode[index]],
+            data.skeleton[drawn.episode],
             first.tokens,
             first.site,
             target_gap,
@@ -327,13 +344,13 @@ class CrystalReplayBuffer(ReplayBuffer):
         following[:, COMPACT_HEADER.index("focus")] = final.next_site
         following[:, _TOKENS : _TOKENS + final.tokens.shape[1]] = final.tokens
         following[np.arange(len(index)), _TOKENS + final.site] = final.action + 1
-        terminal = self._terminal[last]
+        terminal = drawn.last + 1 == drawn.end
         # No action follows the last one: zeros, as d3rlpy has it.
         next_actions = np.where(terminal[:, None], 0, self._shown[final.next_action])
-        intervals = (last - index + 1).astype(np.float32)
+        intervals = (drawn.last - index + 1).astype(np.float32)
         rewards = np.zeros((len(index), 1), dtype=np.float32)
         if terminal.any():
-            ends = data.episode[index[terminal]]
+            ends = drawn.episode[terminal]
             target = None if target_gap is None else target_gap[terminal]
             discount = self._gamma ** (intervals[terminal] - 1.0)
             rewards[terminal, 0] = discount * self.episode_rewards(ends, target)
@@ -346,7 +363,7 @@ class CrystalReplayBuffer(ReplayBuffer):
             terminals=terminal[:, None].astype(np.float32),
             intervals=intervals[:, None],
             transitions=_LazyTransitions(self, index, target_gap),
-            finished=data.finished[data.episode[index]],
+            finished=drawn.finished,
         )
 
     def episode_rewards(
@@ -363,15 +380,14 @@ class CrystalReplayBuffer(ReplayBuffer):
         )
         return np.where(np.isfinite(rewards), rewards, self._failure_reward)
 
-    def _draw_targets(self, index: NDArray[np.int64]) -> NDArray[np.float64] | None:
-        gaps = self.trajectories.band_gap_ev[self.trajectories.episode[index]]
-        return self.targets.sample(gaps, self.generator)
+    def _draw_targets(self, episode: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        return self.targets.sample(self.trajectories.band_gap_ev[episode], self.generator)
 
     def episode(self, number: int) -> Episode:
         """Return one episode in d3rlpy's form, with one target drawn for all its steps."""
         data = self.trajectories
         index = np.arange(data.step_ptr[number], data.step_ptr[number + 1])
-        target = self._draw_targets(index[:1])
+        target = self._draw_targets(np.array([number]))
         targets = None if target is None else np.repeat(target, len(index))
         batch = self._leading(index, targets, n_steps=1)
         return Episode(
@@ -393,7 +409,7 @@ class CrystalReplayBuffer(ReplayBuffer):
     @property
     def transition_count(self) -> int:
         """The number of transitions."""
-        return len(self._terminal)
+        return len(self.trajectories.actions)
 
     def append(self, observation: Any, action: Any, reward: Any) -> None:
         """Refuse: the dataset is fixed."""
@@ -412,6 +428,25 @@ _FIXED = (
     "this replay buffer is a view of a dataset on disk and takes nothing in: for online training "
     "use d3rlpy.dataset.create_fifo_replay_buffer"
 )
+
+
+def _reorder(
+    moves: _Moves,
+    drawn: _Drawn,
+    index: NDArray[np.int64],
+    anew: NDArray[np.bool_],
+    order: NDArray[np.int64],
+) -> None:
+    """Overwrite some of the moves at some steps with those of other orders of filling."""
+    step, n_sites = (index - drawn.start)[anew], (drawn.end - drawn.start)[anew]
+    finished, rows, is_end = drawn.finished[anew], np.arange(len(step)), step + 1 == n_sites
+    site, following = order[rows, step], order[rows, np.where(is_end, step, step + 1)]
+    before = np.argsort(order, 1) < step[:, None]
+    moves.tokens[anew] = np.where(before, finished, 0)
+    moves.site[anew] = site
+    moves.action[anew] = finished[rows, site] - 1
+    moves.next_site[anew] = np.where(is_end, n_sites, following)
+    moves.next_action[anew] = np.where(is_end, 0, finished[rows, following] - 1)
 
 
 class _LazyTransitions(Sequence[Transition]):
@@ -434,7 +469,7 @@ class _LazyTransitions(Sequence[Transition]):
             return _LazyTransitions(self._buffer, self._index[i], target)
         data, shown = self._buffer.trajectories, self._buffer.dataset_info.action_signature
         index = int(self._index[i])
-        number = int(data.episode[index])
+        number = int(data.episode_of(self._index[i]))
         rest = np.arange(index, data.step_ptr[number + 1])
         target = None if self._target_gap is None else np.full(len(rest), self._target_gap[i])
         batch = self._buffer.transitions(rest[:1], None if target is None else target[:1])
@@ -487,5 +522,5 @@ class _Columns(d3rlpy.dataset.BufferProtocol):
 
     def __getitem__(self, index: int) -> tuple[Episode, int]:
         data = self._buffer.trajectories
-        number = int(data.episode[index])
+        number = int(data.episode_of(np.int64(index)))
         return self._buffer.episode(number), int(index - data.step_ptr[number])

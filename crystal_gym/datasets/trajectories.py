@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from crystal_gym.files import room_for
 from crystal_gym.graphs import breadth_first_order
 from crystal_gym.oracles import PropertyTable, Status, TableOracle
-from crystal_gym.ragged import run_starts, take_runs
+from crystal_gym.ragged import run_entries, run_starts, take_runs
 from crystal_gym.skeletons import Skeleton, SkeletonSet
 
 __all__ = [
@@ -32,6 +33,9 @@ __all__ = [
 
 MAX_ORDERS = 5
 """Breadth-first orders per crystal, as in the paper; as many as sites in smaller cells."""
+
+_EPISODES_AT_ONCE = 8_192
+"""Bounds the memory that a result of any size takes beside itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,22 +68,24 @@ class Trajectories:
     def __repr__(self) -> str:
         return f"Trajectories({len(self)} episodes, {len(self.actions)} transitions)"
 
-    @cached_property
+    @property
     def episode(self) -> NDArray[np.int32]:
         """Episode of every transition, ``(T,)``."""
         return np.repeat(np.arange(len(self), dtype=np.int32), np.diff(self.step_ptr))
 
-    @cached_property
+    @property
     def step(self) -> NDArray[np.int16]:
         """Sites filled before every transition, ``(T,)``."""
         first = np.repeat(self.step_ptr[:-1], np.diff(self.step_ptr))
         return (np.arange(len(self.actions)) - first).astype(np.int16)
 
-    @cached_property
+    @property
     def finished(self) -> NDArray[np.int8]:
         """Tokens of the finished crystals, int8 ``(K, max_sites)``, 0 beyond their sites."""
-        tokens = np.zeros((len(self), self.skeletons.max_sites), dtype=np.int8)
-        tokens[self.episode, self.traversal] = self.actions + 1
+        tokens = np.empty((len(self), self.skeletons.max_sites), dtype=np.int8)
+        for first in range(0, len(self), _EPISODES_AT_ONCE):
+            episodes = np.arange(first, min(first + _EPISODES_AT_ONCE, len(self)))
+            tokens[episodes] = self.fillings(episodes)[0]
         return tokens
 
     @cached_property
@@ -88,35 +94,67 @@ class Trajectories:
 
         What counts crystals starts here: a small cell has fewer orders, so fewer episodes.
         """
-        ends = np.column_stack([self.skeleton, self.finished])
-        return np.unique(ends, axis=0, return_index=True)[1]
+        # Of bytes, highest first: the order is that of the numbers, in an eighth of their memory.
+        number = self.skeleton.astype(">u4")[:, None].view(np.uint8)
+        ends = np.concatenate([number, self.finished.view(np.uint8)], axis=1)
+        return np.unique(ends.view(f"V{ends.shape[1]}")[:, 0], return_index=True)[1]
 
-    @cached_property
-    def tokens(self) -> NDArray[np.int8]:
-        """Tokens before every transition, int8 ``(T, max_sites)``, 0 beyond a skeleton's sites."""
-        total, width = len(self.actions), self.skeletons.max_sites
-        filled_at = np.full((len(self), width), np.iinfo(np.int16).max, dtype=np.int16)
-        filled_at[self.episode, self.traversal] = self.step
-        tokens = np.zeros((total, width), dtype=np.int8)
-        for first in range(0, total, 65_536):  # bounds the memory of the comparison
-            rows = slice(first, first + 65_536)
-            episode = self.episode[rows]
-            before = filled_at[episode] < self.step[rows, None]
-            tokens[rows] = np.where(before, self.finished[episode], 0)
-        return tokens
+    def episode_of(self, transitions: NDArray[np.integer] | np.integer) -> NDArray[np.int64]:
+        """Return the episodes of transitions, by number, ``(B,)``."""
+        return np.searchsorted(self.step_ptr, transitions, "right") - 1
+
+    def fillings(self, episodes: NDArray[np.integer]) -> tuple[NDArray[np.int8], NDArray[np.int16]]:
+        """Return the crystals that episodes end in, and at which step each site is filled.
+
+        Args:
+            episodes: Numbers, ``(B,)``.
+
+        Returns:
+            Tokens, int8 ``(B, max_sites)``, 0 beyond a crystal's sites; and steps, int16
+            ``(B, max_sites)``, -1 there.
+        """
+        first = self.step_ptr[episodes]
+        counts = self.step_ptr[np.asarray(episodes) + 1] - first
+        transitions, starts = run_entries(first, counts)
+        width = self.skeletons.max_sites
+        cells = np.repeat(np.arange(len(first)) * width, counts) + self.traversal[transitions]
+        tokens = np.zeros(len(first) * width, dtype=np.int8)
+        steps = np.full(len(first) * width, -1, dtype=np.int16)
+        tokens[cells] = self.actions[transitions] + 1
+        steps[cells] = np.arange(len(cells)) - np.repeat(starts[:-1], counts)
+        return tokens.reshape(-1, width), steps.reshape(-1, width)
+
+    def tokens_before(self, transitions: NDArray[np.integer]) -> NDArray[np.int8]:
+        """Return tokens before transitions, int8 ``(B, max_sites)``, 0 beyond their sites."""
+        episodes = self.episode_of(transitions)
+        tokens, steps = self.fillings(episodes)
+        return np.where(steps < (transitions - self.step_ptr[episodes])[:, None], tokens, 0)
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays by name, without the skeletons."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "skeletons"}
 
     def subset(self, episodes: NDArray[np.integer]) -> Trajectories:
         """Return only some episodes, by number."""
-        steps, step_ptr = take_runs(self.step_ptr, episodes)
+        if np.array_equal(episodes, np.arange(len(self))):
+            return self
+        step_ptr = run_starts(np.diff(self.step_ptr)[episodes])
+        columns = {
+            name: room_for((int(step_ptr[-1]),), np.int16) for name in ("traversal", "actions")
+        }
+        for first in range(0, len(episodes), _EPISODES_AT_ONCE):
+            steps, _ = take_runs(self.step_ptr, episodes[first : first + _EPISODES_AT_ONCE])
+            for name, column in columns.items():
+                start = step_ptr[first]
+                column[start : start + len(steps)] = getattr(self, name)[steps]
         return Trajectories(
             skeletons=self.skeletons,
             skeleton=self.skeleton[episodes],
             step_ptr=step_ptr,
-            traversal=self.traversal[steps],
-            actions=self.actions[steps],
             total_energy_ry=self.total_energy_ry[episodes],
             formation_energy_ev_per_atom=self.formation_energy_ev_per_atom[episodes],
             band_gap_ev=self.band_gap_ev[episodes],
+            **columns,
         )
 
     def final_tokens(self, episode: int) -> NDArray[np.int16]:
@@ -257,7 +295,8 @@ def _sample(
             start = int(generator.integers(skeleton.n_sites))
             order = breadth_first_order(skeleton.neighbours, start)
             tokens = choose(generator, skeleton, order)
-            entry = table.entries[skeleton.key, skeleton.canonical_tokens(tokens)]
+            entry = table.entry_of(skeleton, tokens)
+            assert entry is not None  # every end state is one
             found.append(_Episode(entry, order, tokens[order] - 1))
     return _columns(table, found)
 

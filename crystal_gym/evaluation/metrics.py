@@ -182,7 +182,7 @@ def formulas(tokens: Iterable[Tokens]) -> NDArray[np.str_]:
 
 def compositions(tokens: Iterable[Tokens]) -> set[str]:
     """Return the reduced formulas of crystals."""
-    return set(formulas(tokens).tolist())
+    return {reduced_formula(row[row != EMPTY]) for row in tokens}
 
 
 def novel(tokens: Tokens, known: set[str]) -> NDArray[np.bool_]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["PropertyTable", "TableOracle", "load_table", "table_of_fillings"]
 
 _FORMAT = 1
+
+_SKELETONS_KEPT = 10_000
+"""Of which the fillings are in memory: a few kB each."""
 
 # A structure in another setting (origin, axes, site order) is the same crystal as a filled
 # skeleton if it matches within these: rounding in files, not relaxation.
@@ -81,23 +84,52 @@ class PropertyTable:
             provenance=str(self.provenance[entry if len(self.provenance) > 1 else 0]),
         )
 
+    def entries_on(self, key: str) -> NDArray[np.int64]:
+        """Return the entries on the skeletons that have this key, ascending."""
+        order, numbers = self._by_skeleton
+        found = [
+            order[np.searchsorted(numbers, n) : np.searchsorted(numbers, n, "right")]
+            for n in self.skeletons.with_key(key)
+        ]
+        return np.sort(np.concatenate([np.empty(0, dtype=np.int64), *found]))
+
     @cached_property
-    def entries(self) -> dict[tuple[str, bytes], int]:
-        """Entry of every crystal by geometry and canonical filling.
+    def _by_skeleton(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Entries in the order of their skeletons, and these, ``(M,)``."""
+        order = np.argsort(self.skeleton, kind="stable")
+        return order, self.skeleton[order]
+
+    def entry_of(self, skeleton: Skeleton, tokens: NDArray[np.integer]) -> int | None:
+        """Return the entry of a crystal under any symmetry of its skeleton; None if unknown.
+
+        Args:
+            skeleton: Of this set or of another one.
+            tokens: Its filling, ``(n_sites,)``.
 
         Raises:
-            ValueError: If one crystal has two different entries.
+            ValueError: If the table has two different entries for one crystal of that skeleton.
         """
-        found: dict[tuple[str, bytes], int] = {}
-        skeletons = [self.skeletons[i] for i in range(len(self.skeletons))]
-        for entry, number in enumerate(self.skeleton.tolist()):
-            skeleton = skeletons[number]
-            key = skeleton.key, skeleton.canonical_tokens(self.entry_tokens(entry))
-            other = found.setdefault(key, entry)
+        if skeleton.key not in self._fillings:
+            if len(self._fillings) == _SKELETONS_KEPT:
+                del self._fillings[next(iter(self._fillings))]
+            self._fillings[skeleton.key] = self._fillings_of(skeleton)
+        known = self._fillings[skeleton.key]
+        return known.get(skeleton.canonical_tokens(tokens)) if known else None
+
+    @cached_property
+    def _fillings(self) -> dict[str, dict[bytes, int]]:
+        """Entries by canonical filling, by key of the skeletons that were last asked about."""
+        return {}
+
+    def _fillings_of(self, skeleton: Skeleton) -> dict[bytes, int]:
+        found: dict[bytes, int] = {}
+        for entry in self.entries_on(skeleton.key).tolist():
+            other = found.setdefault(skeleton.canonical_tokens(self.entry_tokens(entry)), entry)
             if other != entry and self.properties(other) != self.properties(entry):
+                names = [self.skeletons.names[self.skeleton[e]] for e in (other, entry)]
                 raise ValueError(
                     f"the table has two different entries for one crystal: {other} and {entry} "
-                    f"({self.skeletons.names[self.skeleton[other]]} and {skeleton.name}); keep one"
+                    f"({names[0]} and {names[1]}); keep one"
                 )
         return found
 
@@ -122,10 +154,13 @@ class PropertyTable:
         columns["tokens"] = np.concatenate(tokens)
         return PropertyTable(**columns)
 
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays by name, without the skeletons."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "skeletons"}
+
     def save(self, path: Path | str) -> None:
         """Write the entries to an ``.npz`` file beside the set's; whole or not at all."""
-        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "skeletons"}
-        save_npz(path, format=_FORMAT, table_id=self.skeletons.table_id, **columns)
+        save_npz(path, format=_FORMAT, table_id=self.skeletons.table_id, **self.columns())
 
     def save_with_skeletons(self, folder: Path | str) -> None:
         """Write ``skeletons.npz`` and ``table.npz``, which :func:`load_table` reads."""
@@ -257,20 +292,16 @@ class TableOracle:
         """Return the properties of each filling; much faster for the table's own skeletons."""
         results = []
         for skeleton, tokens in fillings:
-            entry = self.table.entries.get((skeleton.key, skeleton.canonical_tokens(tokens)))
+            entry = self.table.entry_of(skeleton, tokens)
             if entry is not None:
                 results.append(self.table.properties(entry))
-            elif skeleton.key in self._keys:
+            elif len(self.table.skeletons.with_key(skeleton.key)):
                 results.append(_UNKNOWN)
             else:
                 results.append(
                     self._look_up(_composition(tokens), partial(skeleton.structure, tokens))
                 )
         return results
-
-    @cached_property
-    def _keys(self) -> frozenset[str]:
-        return frozenset(self.table.skeletons.keys.tolist())
 
     @cached_property
     def _by_composition(self) -> dict[tuple[tuple[str, int], ...], list[int]]:
@@ -340,15 +371,15 @@ class TableOracle:
         cached = self._orbits.get(skeleton.index)
         if cached is not None and cached[0] == skeleton.key:
             return cached[1]
-        same = np.flatnonzero(self.table.skeletons.keys == skeleton.key)
-        entries = np.flatnonzero(
-            np.isin(self.table.skeleton, same) & (self.table.status == Status.OK.value)
-        )
+        entries = self.table.entries_on(skeleton.key)
+        entries = entries[self.table.status[entries] == Status.OK.value]
         rows = [
             self.table.entry_tokens(int(e)).astype(np.uint8)[skeleton.permutations] for e in entries
         ]
         empty = np.zeros((0, skeleton.n_sites), dtype=np.uint8)
         orbits = np.unique(np.concatenate(rows), axis=0) if rows else empty
+        if len(self._orbits) == _SKELETONS_KEPT:
+            del self._orbits[next(iter(self._orbits))]
         self._orbits[skeleton.index] = skeleton.key, orbits
         return orbits
 
