@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import warnings
 from collections.abc import Iterable, Iterator
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from crystal_gym.cdvae import read_cdvae_csv
 from crystal_gym.elements import EMPTY, symbol_to_token
+from crystal_gym.files import open_file, read_text
 from crystal_gym.skeletons import Cell
 
 if TYPE_CHECKING:
@@ -32,9 +34,39 @@ MIN_DISTANCE = 0.5
 MAX_SITES = 500
 """Larger cells are refused: symmetry and distances take time and memory with the square."""
 
-_LONGEST_CIF = 1_000_000
+_FARTHEST = 1e6
+"""Å, or cells. Products of larger numbers run over, and no crystal needs them."""
 
-SUFFIXES = (".cif", ".vasp", ".poscar", ".xyz", ".extxyz", ".db", ".csv", ".gz")
+_LONGEST_FILE = 1_000_000
+"""Bytes of a CIF or POSCAR, far more than ``MAX_SITES`` take."""
+
+_LONGEST_XYZ = 100_000_000
+_LARGEST_DATABASE = 10_000_000_000
+
+# pymatgen compares every position that symmetry makes with all before it, for 3 s at this many.
+_MOST_POSITIONS = 6_000
+_MOST_OPERATIONS = 192
+_MOST_QUOTES = 200  # in a line: its tokenizer takes the square of their number
+_LONGEST_VALUE = 2_048
+"""Characters of a line in a CIF, by the standard; no number or name in one is longer."""
+
+_MOST_COLUMNS = 100  # of a property in an extended XYZ: nine are a tensor
+
+SUFFIXES = (".cif", ".vasp", ".poscar", ".xyz", ".extxyz", ".db", ".csv")
+"""Of structure files; all but ``.db`` may be followed by ``.gz``."""
+
+_UNREADABLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    RuntimeError,
+    StopIteration,
+    TypeError,
+    ValueError,
+)
+"""What parsers raise on text that no program wrote."""
 
 
 def cell_from_structure(structure: Any, name: str | None = None) -> Cell:
@@ -70,6 +102,12 @@ def cell_from_structure(structure: Any, name: str | None = None) -> Cell:
             f"{label} has a coordinate that is not a finite number: expected finite lattice "
             "vectors in Å and fractional coordinates; correct the file"
         )
+    largest = max(np.abs(matrix).max(), np.abs(structure.frac_coords).max())
+    if largest > _FARTHEST:
+        raise ValueError(
+            f"{label} has a coordinate of {largest:.3g}: expected lattice vectors in Å and "
+            f"fractional coordinates below {_FARTHEST:g}; correct the file"
+        )
     if abs(np.linalg.det(matrix)) < 1e-3:
         raise ValueError(
             f"{label} has a cell of volume {abs(np.linalg.det(matrix)):.2g} Å^3: expected three "
@@ -93,7 +131,7 @@ def to_structure(structure: Any) -> Structure:
 
     Raises:
         TypeError: If it is neither.
-        ValueError: If the Atoms are not periodic in all three directions.
+        ValueError: If the Atoms are not periodic in all three directions or not finite.
     """
     from ase import Atoms
     from pymatgen.core import Structure
@@ -107,7 +145,13 @@ def to_structure(structure: Any) -> Structure:
                 f"{structure.get_chemical_formula()} is not periodic in all directions "
                 f"(pbc={structure.pbc.tolist()}): expected a crystal; put it in a periodic cell"
             )
-        converted: Structure = AseAtomsAdaptor.get_structure(structure)
+        if not (np.isfinite(structure.positions).all() and np.isfinite(structure.cell).all()):
+            raise ValueError(
+                f"{structure.get_chemical_formula()} has a coordinate that is not a finite number: "
+                "expected Å"
+            )
+        with np.errstate(over="ignore", invalid="ignore"):  # refused by cell_from_structure
+            converted: Structure = AseAtomsAdaptor.get_structure(structure)
         return converted
     raise TypeError(
         f"a structure of type {type(structure).__name__} is not understood: expected a pymatgen "
@@ -146,27 +190,24 @@ def parse_cif(text: str) -> Structure:
     """Return the structure in a CIF, its sites as listed.
 
     Raises:
-        ValueError: If pymatgen cannot read it.
+        ValueError: If pymatgen cannot read it, or would take long to.
     """
-    from pymatgen.core import Structure
+    from pymatgen.io.cif import CifParser
 
-    if len(text) > _LONGEST_CIF:
+    if len(text) > _LONGEST_FILE:
         raise ValueError(
-            f"the CIF has {len(text):,} characters: expected at most {_LONGEST_CIF:,}, far more "
+            f"the CIF has {len(text):,} characters: expected at most {_LONGEST_FILE:,}, far more "
             f"than {MAX_SITES} sites take; use the primitive cell"
         )
     with warnings.catch_warnings(record=True) as said:  # pymatgen says there what is wrong
         warnings.simplefilter("always")
         try:
-            return Structure.from_str(text, fmt="cif")
-        except (
-            ArithmeticError,
-            AssertionError,
-            IndexError,
-            KeyError,
-            TypeError,
-            ValueError,
-        ) as error:
+            _require_small(text)
+            structure: Structure = CifParser.from_str(text).parse_structures(primitive=False)[0]
+            return structure
+        except _TooMuch as error:
+            raise ValueError(f"the CIF {error}") from None
+        except _UNREADABLE as error:
             why = [str(w.message) for w in said if "No structure parsed" in str(w.message)]
             reason = why[0].splitlines()[-1] if why else _first_line(error)
             if isinstance(error, ZeroDivisionError) and "modulo" in reason:
@@ -174,11 +215,128 @@ def parse_cif(text: str) -> Structure:
             raise ValueError(f"the CIF cannot be read ({reason})") from error
 
 
+class _TooMuch(ValueError):
+    """A file asks for more work than a crystal is worth."""
+
+
+def _require_small(text: str) -> None:
+    """Refuse a CIF on which pymatgen would spend minutes, before it does.
+
+    A timer would need a process for each of hundreds of files. Three quantities bound its time
+    instead: quotes in a line, the length of a value, and the positions that symmetry makes.
+    """
+    from pymatgen.io.cif import CifFile, CifParser
+
+    most = max((line.count("'") + line.count('"') for line in text.splitlines()), default=0)
+    if most > _MOST_QUOTES:
+        raise _TooMuch(f"has a line with {most:,} quotes: expected at most {_MOST_QUOTES}")
+    positions = 0
+    for block in CifFile.from_str(text).data.values():
+        for name, value in block.data.items():
+            for word in [value] if isinstance(value, str) else value:
+                if len(word) > _LONGEST_VALUE and name.startswith(_READ_BY_PYMATGEN):
+                    raise _TooMuch(
+                        f"has a {name[:50]} of {len(word):,} characters: expected at most "
+                        f"{_LONGEST_VALUE:,}"
+                    )
+        sites = len(block.data.get("_atom_site_fract_x", ()))
+        listed = [v for k, v in block.data.items() if "equiv_pos_as_xyz" in k.lower()]
+        listed += [v for k, v in block.data.items() if "symop_operation_xyz" in k.lower()]
+        operations = max((1 if isinstance(v, str) else len(v) for v in listed), default=0)
+        if operations > _MOST_OPERATIONS:
+            raise _TooMuch(
+                f"lists {operations:,} symmetry operations: expected at most {_MOST_OPERATIONS}, "
+                "those of the largest space groups"
+            )
+        if sites * _MOST_OPERATIONS > _MOST_POSITIONS:  # worth counting those of its space group
+            operations = len(CifParser.from_str(text).get_symops(block))
+        positions += sites * max(1, operations)
+    if positions > _MOST_POSITIONS:
+        raise _TooMuch(
+            f"has {positions:,} positions (sites times symmetry operations): expected at most "
+            f"{_MOST_POSITIONS:,}; write the primitive cell, of at most {MAX_SITES} sites"
+        )
+
+
+_READ_BY_PYMATGEN = ("_atom", "_cell", "_chemical_formula", "_space_group", "_symmetry")
+
+
+def _parse_poscar(text: str) -> Structure:
+    """Return the structure in a POSCAR.
+
+    Raises:
+        ValueError: If it does not name its elements, or announces more sites than it has lines.
+    """
+    from pymatgen.io.vasp import Poscar
+
+    lines = text.split("\n")
+    announced = 0
+    for line in lines[5:]:  # elements, then their numbers, in one line or several
+        try:
+            announced += sum(abs(int(word)) for word in line.split())
+        except ValueError:
+            if announced:
+                break
+    if announced > len(lines):
+        raise ValueError(f"it announces {announced:,} sites and has {len(lines):,} lines")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it warns of is refused below
+        poscar = Poscar.from_str(text)
+    if not poscar.true_names:  # pymatgen would call them H, He, Li in turn
+        raise ValueError("it does not name its elements")
+    structure: Structure = poscar.structure
+    return structure
+
+
+def _parse_xyz(text: str) -> list[Any]:
+    """Return the frames of an extended XYZ as ASE Atoms.
+
+    Raises:
+        ValueError: If a frame has more than ``MAX_SITES`` sites, or not as many as it says.
+    """
+    import ase.io
+    from ase.io.extxyz import key_val_str_to_dict
+
+    lines, frames, start = text.split("\n"), [], 0
+    while start < len(lines) and lines[start].strip():
+        count = int(lines[start])
+        if not 0 < count <= MAX_SITES:
+            raise ValueError(
+                f"frame {len(frames)} has {count:,} sites: expected 1 to {MAX_SITES}; use the "
+                "primitive cell"
+            )
+        end = start + 2 + count
+        if end > len(lines):
+            raise ValueError(f"frame {len(frames)} breaks off before its {count} sites")
+        said = str(key_val_str_to_dict(lines[start + 1]).get("Properties", "")).split(":")
+        if any(not 0 < int(columns) <= _MOST_COLUMNS for columns in said[2::3]):
+            raise ValueError(
+                f"frame {len(frames)} has a property of another number of columns than 1 to "
+                f"{_MOST_COLUMNS}"
+            )
+        frame = StringIO("\n".join(lines[start:end]) + "\n")
+        frames.append(ase.io.read(frame, index=0, format="extxyz"))
+        start = end
+    if not frames:
+        raise ValueError("it has no frames")
+    return frames
+
+
+def _read_database(path: Path) -> list[Any]:
+    """Return the rows of an ASE database as Atoms."""
+    from ase.db import connect
+
+    with open_file(path, _LARGEST_DATABASE) as file:
+        if file.read(16) != b"SQLite format 3\x00":  # ASE would make its tables in anything
+            raise ValueError("it is no ASE database")
+    return [row.toatoms() for row in connect(path, type="db", use_lock_file=False).select()]
+
+
 def read_structures(path: Path | str) -> Iterator[tuple[str, Any]]:
     """Yield ``(name, structure)`` of every crystal in a file or folder.
 
     CIF, POSCAR and extended XYZ files (all frames), ASE databases (``.db``), CDVAE's CSV
-    (``.csv``, ``.csv.gz``), or a folder of these, in the order of their names.
+    (``.csv``), or a folder of these, in the order of their names. All but databases may be gzipped.
 
     Raises:
         FileNotFoundError: If there is nothing at ``path``.
@@ -200,20 +358,11 @@ def read_structures(path: Path | str) -> Iterator[tuple[str, Any]]:
         for file in files:
             yield from read_structures(file)
         return
-    from ase.io.formats import UnknownFileTypeError
-
     try:
-        yield from _read_file(path)
-    except (
-        ValueError,
-        IndexError,
-        KeyError,
-        AssertionError,
-        TypeError,
-        OSError,
-        sqlite3.Error,
-        UnknownFileTypeError,
-    ) as error:
+        with np.errstate(all="ignore"):  # absurd coordinates are refused by cell_from_structure
+            found = _read_file(path)
+        yield from found
+    except (*_UNREADABLE, OSError, sqlite3.Error) as error:
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
         raise ValueError(
@@ -223,8 +372,8 @@ def read_structures(path: Path | str) -> Iterator[tuple[str, Any]]:
 
 
 def _read_file(path: Path) -> Iterable[tuple[str, Any]]:
-    suffix = path.suffix.lower()
-    if suffix == ".csv" or path.name.endswith(".csv.gz"):
+    stem, suffix = _kind(path)
+    if suffix == ".csv":
         rows, problems = read_cdvae_csv(path)
         total, found = len(rows) + len(problems), []
         for row in rows:
@@ -242,28 +391,47 @@ def _read_file(path: Path) -> Iterable[tuple[str, Any]]:
                 stacklevel=2,
             )
         return found
+    if suffix == ".db":
+        return _numbered(stem, _read_database(path))
+    if suffix in (".xyz", ".extxyz"):
+        return _numbered(stem, _parse_xyz(read_text(path, _LONGEST_XYZ, errors="replace")))
+    text = read_text(path, _LONGEST_FILE, errors="replace")
     if suffix == ".cif":
-        return [(path.stem, parse_cif(path.read_text(encoding="utf-8", errors="replace")))]
-    if suffix in (".vasp", ".poscar") or path.name.upper().startswith(("POSCAR", "CONTCAR")):
-        from pymatgen.io.vasp import Poscar
+        return [(stem, parse_cif(text))]
+    return [(stem, _parse_poscar(text))]
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what it warns of is refused below
-            poscar = Poscar.from_file(str(path), check_for_potcar=False)
-        if not poscar.true_names:  # pymatgen would call them H, He, Li in turn
-            raise ValueError("it does not name its elements")
-        return [(path.stem, poscar.structure)]
-    import ase.io
 
-    kind = {".db": "db", ".xyz": "extxyz", ".extxyz": "extxyz"}.get(suffix)
-    frames = ase.io.read(path, index=":", format=kind)
+def _numbered(stem: str, frames: list[Any]) -> list[tuple[str, Any]]:
     many = len(frames) > 1
-    return [(f"{path.stem}-{i}" if many else path.stem, atoms) for i, atoms in enumerate(frames)]
+    return [(f"{stem}-{i}" if many else stem, atoms) for i, atoms in enumerate(frames)]
+
+
+def _kind(path: Path) -> tuple[str, str]:
+    """Return the name without its endings, and the ending that says what a file holds.
+
+    Raises:
+        ValueError: If no ending of :data:`SUFFIXES` does. What a file holds is never guessed from
+            its content: that would reach readers which run code.
+    """
+    name = path.name[: -len(".gz")] if path.suffix.lower() == ".gz" else path.name
+    stem, suffix = Path(name).stem, Path(name).suffix.lower()
+    if suffix in SUFFIXES and not (suffix == ".db" and name != path.name):
+        return stem, suffix
+    if name.upper().startswith(("POSCAR", "CONTCAR")):
+        return stem, ".poscar"
+    raise ValueError(
+        f"{path} is of no known kind: expected a name ending in {', '.join(SUFFIXES)} (all but .db "
+        "also with .gz), or called POSCAR or CONTCAR; rename or convert it"
+    )
 
 
 def _looks_readable(path: Path) -> bool:
-    named = path.name.upper().startswith(("POSCAR", "CONTCAR"))
-    return not path.name.startswith(".") and (named or path.suffix.lower() in SUFFIXES)
+    if path.name.startswith("."):
+        return False
+    try:
+        return bool(_kind(path))
+    except ValueError:
+        return False
 
 
 def _first_line(error: BaseException) -> str:
