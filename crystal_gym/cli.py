@@ -588,7 +588,7 @@ def _data_show(options: argparse.Namespace) -> None:
     import minari
     import numpy as np
 
-    from crystal_gym.datasets.minari_io import read_trajectories
+    from crystal_gym.datasets.minari_io import open_dataset, read_trajectories
     from crystal_gym.evaluation.report import markdown_table
 
     if options.dataset not in minari.list_local_datasets():
@@ -596,7 +596,7 @@ def _data_show(options: argparse.Namespace) -> None:
             f"dataset {options.dataset!r} is not on this machine: `crystal-gym data list` shows "
             "what is, `crystal-gym data build mp20` builds"
         )
-    dataset = minari.load_dataset(options.dataset)
+    dataset = open_dataset(options.dataset)
     data = read_trajectories(dataset, progress=True)
     filled = np.column_stack([data.skeleton, data.total_energy_ry])
     one_each = np.unique(filled, axis=0, return_index=True)[1]

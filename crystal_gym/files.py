@@ -128,7 +128,7 @@ class Bounded(io.RawIOBase):
 
 
 @contextmanager
-def open_file(path: Path | str, at_most: int) -> Iterator[io.BufferedReader]:
+def open_file(path: Path | str, at_most: int) -> Iterator[io.BufferedIOBase]:
     """Open a regular file for reading; one that ends in ``.gz`` is expanded.
 
     Args:
@@ -185,7 +185,7 @@ def require_plain_zip(path: Path | str, at_most: int = _MOST_ARRAY_BYTES) -> Non
         ValueError: If it is no zip archive, has too many members, or they hold too much.
     """
     with open_file(path, at_most) as file:
-        if file.peek(2)[:2] != b"PK":
+        if file.read(2) != b"PK":
             raise ValueError(f"{path} is no zip archive")
     try:
         with zipfile.ZipFile(path) as archive:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crystal_gym.elements import tokens_to_symbols
+from crystal_gym.columns import require_columns, require_range, require_starts
+from crystal_gym.elements import N_ELEMENTS, tokens_to_symbols
 from crystal_gym.files import DAMAGED_NPZ, open_npz, save_npz
 from crystal_gym.graphs import (
     Geometry,
@@ -367,14 +368,60 @@ class SkeletonSet(Sequence[Skeleton]):
                     raise ValueError(
                         f"{path} holds skeleton format {found}, expected {_FORMAT}: build it again"
                     )
-                return cls(**{f.name: file[f.name] for f in fields(cls)})
+                columns = {f.name: file[f.name] for f in fields(cls)}
+            _require_sound(columns)
+            return cls(**columns)
         except DAMAGED_NPZ as error:
-            if isinstance(error, FileNotFoundError) or "expected" in str(error):
+            if isinstance(error, FileNotFoundError) or f"{path} holds" in str(error):
                 raise
             raise ValueError(
                 f"{path} is not a readable skeleton set ({error}): expected an .npz file written "
                 "by SkeletonSet.save; build it again"
             ) from error
+
+
+def _require_sound(columns: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse columns of a set that do not fit together.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    sets, sites = len(columns["names"]), len(columns["frac_coords"])
+    edges, entries = len(columns["edge_length"]), len(columns["permutations"])
+    require_columns(
+        columns,
+        {
+            "names": ("U", (sets,)),
+            "keys": ("U", (sets,)),
+            "site_ptr": ("i", (sets + 1,)),
+            "edge_ptr": ("i", (sets + 1,)),
+            "permutation_ptr": ("i", (sets + 1,)),
+            "lattice": ("f", (sets, 3, 3)),
+            "space_group_number": ("i", (sets,)),
+            "frac_coords": ("f", (sites, 3)),
+            "source_rank": ("i", (sites,)),
+            "reference": ("i", (sites,)),
+            "edge_index": ("i", (2, edges)),
+            "edge_image": ("i", (edges, 3)),
+            "edge_length": ("f", (edges,)),
+            "permutations": ("i", (entries,)),
+        },
+    )
+    for name, end in (("site_ptr", sites), ("edge_ptr", edges), ("permutation_ptr", entries)):
+        require_starts(name, columns[name], end)
+    n_sites = np.diff(columns["site_ptr"])
+    sizes = np.diff(columns["permutation_ptr"])
+    if np.any(n_sites < 1) or np.any(sizes < 1) or np.any(sizes % np.maximum(n_sites, 1)):
+        raise ValueError("a skeleton without sites, or with symmetry operations of another number")
+    require_range("reference", columns["reference"], 0, N_ELEMENTS + 1)
+    require_range("space_group_number", columns["space_group_number"], 1, 231)
+    require_range("source_rank", columns["source_rank"], 0, np.repeat(n_sites, n_sites))
+    require_range(
+        "edge_index", columns["edge_index"], 0, np.repeat(n_sites, np.diff(columns["edge_ptr"]))
+    )
+    require_range("permutations", columns["permutations"], 0, np.repeat(n_sites, sizes))
+    for name in ("lattice", "frac_coords", "edge_length"):
+        require_range(name, columns[name], -1e6, 1e6)  # above all, finite
 
 
 _REGISTERED: dict[int, SkeletonSet] = {}

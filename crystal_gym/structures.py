@@ -297,7 +297,8 @@ def _parse_xyz(text: str) -> list[Any]:
     import ase.io
     from ase.io.extxyz import key_val_str_to_dict
 
-    lines, frames, start = text.split("\n"), [], 0
+    frames: list[Any] = []
+    lines, start = text.split("\n"), 0
     while start < len(lines) and lines[start].strip():
         count = int(lines[start])
         if not 0 < count <= MAX_SITES:
