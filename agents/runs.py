@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from crystal_gym.agents.model_files import load_tensors
 from crystal_gym.agents.transformer import SiteTransformer
-from crystal_gym.files import atomic_path
+from crystal_gym.files import atomic_path, read_json
 
 __all__ = [
     "RunLog",
@@ -104,7 +105,7 @@ def claim_folder(config: Any, folder: Path, device: str) -> None:
     if path.exists():
         # A run that began before a setting was there has had that setting's default.
         defaults = {f.name: f.default for f in dataclasses.fields(config)}
-        theirs = defaults | json.loads(path.read_text(encoding="utf-8"))["settings"]
+        theirs = defaults | _settings_in(path)
         other = [k for k in {**mine, **theirs} if theirs.get(k) != mine.get(k)]
         if other:
             raise ValueError(
@@ -126,6 +127,17 @@ def claim_folder(config: Any, folder: Path, device: str) -> None:
         temporary.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
 
 
+def _settings_in(path: Path) -> dict[str, Any]:
+    try:
+        settings: dict[str, Any] = {**read_json(path)["settings"]}
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not the record of a run ({error}): expected JSON with its settings; choose "
+            "another folder"
+        ) from error
+    return settings
+
+
 @contextmanager
 def load_checkpoint(folder: Path, kept: str, device: str) -> Iterator[Mapping[str, Any] | None]:
     """Give the state in a folder's checkpoint, None without one.
@@ -143,7 +155,7 @@ def load_checkpoint(folder: Path, kept: str, device: str) -> Iterator[Mapping[st
         yield None
         return
     try:
-        yield torch.load(path, map_location=device, weights_only=True)
+        yield load_tensors(path, device)
     except _UNREADABLE as error:
         raise ValueError(
             f"{path} is damaged or from another version ({type(error).__name__}): expected a "

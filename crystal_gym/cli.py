@@ -11,6 +11,7 @@ from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import crystal_gym
+from crystal_gym.files import read_text
 
 __all__ = ["main"]
 
@@ -687,14 +688,17 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(f"\n{text}\nwritten to {options.output}: results.json, tables.md, crystals.npz, designs/")
 
 
+_LONGEST_SETTINGS = 1_000_000
+
+
 def _read_toml(path: Path) -> dict[str, object]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(read_text(path, _LONGEST_SETTINGS))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not TOML ({error}): expected lines of name = value") from error
 
 
@@ -724,7 +728,25 @@ def _report(options: argparse.Namespace) -> None:
             f"{folder} holds neither design.json nor results.json: expected the folder of a "
             "finished `crystal-gym design` or `crystal-gym evaluate`"
         )
-    print(write_report(folder))
+    try:
+        print(write_report(folder))
+    except _NO_RESULTS as error:
+        raise ValueError(
+            f"{folder} cannot be shown ({type(error).__name__}: {error}): expected the folder of a "
+            "finished `crystal-gym design` or `crystal-gym evaluate`, as it was written"
+        ) from error
+
+
+# What a page raises on results that no command wrote.
+_NO_RESULTS = (
+    ArithmeticError,
+    AttributeError,
+    FileNotFoundError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 def _label(options: argparse.Namespace) -> None:

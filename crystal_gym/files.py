@@ -128,7 +128,7 @@ class Bounded(io.RawIOBase):
 
 
 @contextmanager
-def open_file(path: Path | str, at_most: int) -> Iterator[io.BufferedIOBase]:
+def open_file(path: Path | str, at_most: int) -> Iterator[io.BufferedReader[Any]]:
     """Open a regular file for reading; one that ends in ``.gz`` is expanded.
 
     Args:
@@ -186,7 +186,10 @@ def require_plain_zip(path: Path | str, at_most: int = _MOST_ARRAY_BYTES) -> Non
     """
     with open_file(path, at_most) as file:
         if file.read(2) != b"PK":
-            raise ValueError(f"{path} is no zip archive")
+            raise ValueError(
+                f"{path} is no zip archive but perhaps a pickle, which could run code, and was not "
+                "read"
+            )
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()

@@ -700,7 +700,7 @@ def test_missing_or_foreign_files_are_refused(broken, tmp_path):
         load_saved_policy(tmp_path / "nothing")
     with pytest.raises(ValueError, match=r"pickle.*load_learnable"):
         load_saved_policy(tmp_path / "model.d3")
-    with pytest.raises(ValueError, match="is a file"):
+    with pytest.raises(ValueError, match=r"no folder of save_policy.*load_learnable"):
         load_saved_policy(broken / "weights.pt")
     (broken / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not the configuration"):

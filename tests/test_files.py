@@ -160,7 +160,7 @@ NEGATIVE = HUGE.replace(b"(1000000000000,)", b"(-1, -1)")
     ("make", "expected"),
     [
         (with_objects, "Python objects, which could run code"),
-        (a_pickle, "no zip archive"),
+        (a_pickle, "no zip archive but perhaps a pickle, which could run code"),
         (member_of(HUGE), r"says that its shape is \(1000000000000,\)"),
         (member_of(NEGATIVE, bytes(8)), "negative"),
         (bomb, r"holds 21 arrays of 2,100,000,000 bytes"),
