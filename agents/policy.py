@@ -210,7 +210,7 @@ def load_saved_policy(folder: Path | str, device: str = "cpu") -> GreedyPolicy |
     if sha256_of(folder / WEIGHTS) != config.get("weights_sha256"):
         raise ValueError(
             f"{folder / WEIGHTS} is not the file that {CONFIG} was written with: expected the "
-            f"checksum {config.get('weights_sha256')}; save the policy again"
+            f"checksum {str(config.get('weights_sha256'))[:64]}; save the policy again"
         )
     algorithm = _build(config, folder, device)
     policy: GreedyPolicy | TransformerPolicy

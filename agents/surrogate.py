@@ -422,7 +422,7 @@ def load_surrogate(
     if sha256_of(folder / WEIGHTS) != config.get("weights_sha256"):
         raise ValueError(
             f"{folder / WEIGHTS} is not the file that {CONFIG} was written with: expected the "
-            f"checksum {config.get('weights_sha256')}; copy or train the surrogate again"
+            f"checksum {str(config.get('weights_sha256'))[:64]}; copy or train the surrogate again"
         )
     weights = read_weights(folder / WEIGHTS, "save_surrogate()")
     try:

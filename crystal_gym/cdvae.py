@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from crystal_gym.files import DAMAGED_GZIP, open_file
 
-__all__ = ["CrystalRow", "read_cdvae_csv"]
+__all__ = ["CrystalRow", "in_brief", "read_cdvae_csv"]
 
 
 _LONGEST_CIF = 100_000_000
@@ -60,7 +61,7 @@ def read_cdvae_csv(path: Path | str) -> tuple[list[CrystalRow], dict[int, str]]:
             columns = reader.fieldnames or []
             if "cif" not in columns:
                 raise ValueError(
-                    f"{path} has no column called cif (found: {', '.join(columns) or 'none'}): "
+                    f"{path} has no column called cif (found: {in_brief(columns) or 'none'}): "
                     "expected a CSV in CDVAE's format"
                 )
             for position, record in enumerate(reader):
@@ -84,3 +85,8 @@ def read_cdvae_csv(path: Path | str) -> tuple[list[CrystalRow], dict[int, str]]:
     finally:
         csv.field_size_limit(limit)
     return rows, problems
+
+
+def in_brief(names: Sequence[str]) -> str:
+    """Return names of columns as one line of an error message, cut where it gets long."""
+    return " ".join(", ".join(names).split())[:200]

@@ -53,6 +53,7 @@ DAMAGED_NPZ = (
     NotImplementedError,  # a compression that zipfile does not know
     OSError,
     RuntimeError,  # a password
+    TypeError,  # an array where one number should be
     ValueError,
     zipfile.BadZipFile,
     zlib.error,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crystal_gym.cdvae import in_brief
 from crystal_gym.elements import ELEMENTS, symbol_to_token
 from crystal_gym.files import DAMAGED_GZIP, atomic_path, open_file
 from crystal_gym.labelling import label
@@ -177,15 +178,17 @@ def _fillings_in(path: Path, skeletons: Any) -> Iterator[tuple[str, Structure]]:
         rows = csv.DictReader(file)
         if not {"skeleton", "elements"} <= set(rows.fieldnames or ()):
             raise ValueError(
-                f"{path} has the columns {', '.join(rows.fieldnames or ['(none)'])}: expected "
+                f"{path} has the columns {in_brief(rows.fieldnames or ()) or '(none)'}: expected "
                 "skeleton and elements"
             )
         for line, row in enumerate(rows, start=2):
             which, symbols = str(row["skeleton"]), str(row["elements"]).split()
-            number = names.get(which, int(which) if which.isdecimal() else -1)
+            counted = which.isdecimal() and len(which) < 10
+            number = names.get(which, int(which) if counted else -1)
             if not 0 <= number < len(known):
                 raise ValueError(
-                    f"{path}, line {line}: skeleton {which!r} is not in this set of {len(known)}"
+                    f"{path}, line {line}: skeleton {which[:50]!r} is not in this set of "
+                    f"{len(known)}"
                 )
             skeleton = known[number]
             if len(symbols) != skeleton.n_sites:

@@ -386,8 +386,8 @@ def _require_sound(columns: Mapping[str, NDArray[Any]]) -> None:
     Raises:
         ValueError: If they do not.
     """
-    sets, sites = len(columns["names"]), len(columns["frac_coords"])
-    edges, entries = len(columns["edge_length"]), len(columns["permutations"])
+    sets, sites = columns["names"].size, columns["source_rank"].size
+    edges, entries = columns["edge_length"].size, columns["permutations"].size
     require_columns(
         columns,
         {

@@ -65,6 +65,7 @@ _UNREADABLE = (
     StopIteration,
     TypeError,
     ValueError,
+    Warning,  # pymatgen raises one of its own
 )
 """What parsers raise on text that no program wrote."""
 

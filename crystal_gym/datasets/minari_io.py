@@ -345,7 +345,7 @@ def open_dataset(dataset_id: str) -> minari.MinariDataset:
         _require_harmless(metadata)
         return minari.load_dataset(dataset_id)
     except _NO_DATASET as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        reason = next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
         raise ValueError(
             f"dataset {dataset_id!r} in {folder} cannot be used ({reason}): expected one that "
             "`crystal-gym data build` or `data export` wrote"
@@ -436,7 +436,8 @@ def read_trajectories(dataset: minari.MinariDataset, progress: bool = False) -> 
     folder = Path(dataset.storage.data_path)
     skeletons = _skeletons_of(dataset, folder)
     columns = _load_columns(folder, skeletons)
-    if columns is not None:
+    beyond = int(np.max(dataset.episode_indices, initial=-1))
+    if columns is not None and beyond < len(columns):
         return columns.subset(dataset.episode_indices)
     return _read_episodes(dataset, folder, skeletons, progress)
 
@@ -477,7 +478,7 @@ def _load_columns(folder: Path, skeletons: SkeletonSet) -> Trajectories | None:
             columns = {name: file[name] for name in names}
         _require_sound(columns, skeletons)
         return Trajectories(skeletons=skeletons, **columns)
-    except (*DAMAGED_NPZ, TypeError):
+    except DAMAGED_NPZ:
         return None  # a damaged copy costs time: the episodes are read one by one
 
 
@@ -487,7 +488,7 @@ def _require_sound(columns: Mapping[str, NDArray[Any]], skeletons: SkeletonSet) 
     Raises:
         ValueError: If they do not.
     """
-    episodes, steps = len(columns["skeleton"]), len(columns["actions"])
+    episodes, steps = columns["skeleton"].size, columns["actions"].size
     require_columns(
         columns,
         {
@@ -532,7 +533,8 @@ def _read_episodes(
         }
         _require_sound(columns, skeletons)
     except (LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error.args[0] if error.args else type(error).__name__).splitlines()[0]
+        said = str(error.args[0] if error.args else "").splitlines()
+        reason = said[0][:200] if said else type(error).__name__
         raise ValueError(
             f"episode {episode} of {dataset.id} cannot be read ({reason}): expected the arrays of "
             "one filling and the properties of the finished crystal; build the dataset again"

@@ -181,7 +181,7 @@ def _require_sound(columns: Mapping[str, NDArray[Any]], skeletons: SkeletonSet) 
     Raises:
         ValueError: If they do not.
     """
-    entries = len(columns["skeleton"])
+    entries = columns["skeleton"].size
     require_columns(
         columns,
         {
