@@ -37,6 +37,9 @@ MAX_SITES = 500
 _FARTHEST = 1e6
 """Å, or cells. Products of larger numbers run over, and no crystal needs them."""
 
+_MOST_IMAGES = 1_000_000
+"""Cells around one that reduction may look at, 0.1 GB; a slab of 3 x 3 x 300 Å takes 40,000."""
+
 _LONGEST_FILE = 1_000_000
 """Bytes of a CIF or POSCAR, far more than ``MAX_SITES`` take."""
 
@@ -114,6 +117,15 @@ def cell_from_structure(structure: Any, name: str | None = None) -> Cell:
             f"{label} has a cell of volume {abs(np.linalg.det(matrix)):.2g} Å^3: expected three "
             "independent lattice vectors; molecules need a periodic box"
         )
+    images = _images_within_reach(matrix)
+    if images > _MOST_IMAGES:  # a skewed cell of a usual lattice may only look like that
+        images = _images_within_reach(structure.lattice.get_lll_reduced_lattice().matrix)
+    if images > _MOST_IMAGES:
+        raise ValueError(
+            f"{label} has a cell with a vector of {np.linalg.norm(matrix, axis=1).max():,.0f} Å, "
+            f"too long for its volume of {abs(np.linalg.det(matrix)):.3g} Å^3: expected a cell "
+            "of a crystal; cut a slab or chain shorter"
+        )
     tokens = [_token(site.specie, label) for site in structure]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # reduction of an already reduced cell
@@ -125,6 +137,12 @@ def cell_from_structure(structure: Any, name: str | None = None) -> Cell:
             f"{MIN_DISTANCE} Å; remove duplicate atoms"
         )
     return Cell.from_sites(label, reduced.lattice.matrix, reduced.frac_coords, tokens)
+
+
+def _images_within_reach(lattice: np.ndarray) -> float:
+    """Return how many cells lie in a sphere as wide as the longest vector: Niggli's work."""
+    longest = float(np.linalg.norm(lattice, axis=1).max())
+    return float(4.19 * longest**3 / max(abs(np.linalg.det(lattice)), 1e-300))
 
 
 def to_structure(structure: Any) -> Structure:

@@ -350,6 +350,7 @@ HEAD = "x\n1.0\n4 0 0\n0 4 0\n0 0 4\n"
             "finite|read|of 1e",
         ),
         ("POSCAR", HEAD.replace("0 4 0", "4 0 0") + "Na\n1\ndirect\n0 0 0\n", "volume"),
+        ("POSCAR", HEAD.replace("4 0 0", "9999 0 0") + "Na\n1\ndirect\n0 0 0\n", "too long for"),
         ("a.xyz", "1000000000\nx\nNa 0 0 0\n", "frame 0 has 1,000,000,000 sites"),
         ("a.xyz", "1\nProperties=species:S:1:pos:R:99999999\nNa 0 0 0\n", "number of columns"),
         ("a.xyz", '1\nLattice="4 0 0 0 4 0 0 0 nan"\nNa 0 0 0\n', "finite|read|of 1e"),
@@ -361,6 +362,12 @@ def test_other_hostile_structures_are_refused(tmp_path, name, text, expected):
     with pytest.raises(ValueError, match=expected) as error:
         load_skeletons(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+def test_a_skewed_cell_of_a_usual_lattice_is_read():
+    skewed = rocksalt()
+    skewed.make_supercell([[1, 0, 0], [0, 1, 0], [90, 0, 1]])
+    assert_same_cell(cell_from_structure(skewed), rocksalt())
 
 
 @pytest.mark.parametrize("name", ["a.cif", "POSCAR", "a.xyz", "a.db", "a.csv", "a.cif.gz"])
