@@ -5,13 +5,18 @@ BIN := $(VENV)/bin
 # Training and tests use few threads each; more would only fight over the cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: quickstart test lint mini policy surrogate clean
+.PHONY: quickstart test fuzz lint mini policy surrogate clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/crystal-gym quickstart
 
 test: $(VENV)/ready-dev
 	$(BIN)/python -m pytest
+
+# Ten minutes a target; one line each with the number of inputs and the verdict.
+FUZZ_SECONDS ?= 600
+fuzz: $(VENV)/ready-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .
@@ -54,7 +59,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[agents,cluster,postgresql,relax,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[agents,cluster,postgresql,relax,fuzz,dev]'
 	touch $@
 
 clean:

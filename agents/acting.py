@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from crystal_gym.element_embedding import EMBEDDING_SIZE, decode
 from crystal_gym.elements import N_ELEMENTS, mask_rows
+from crystal_gym.envs.observations import require_rows
 
 __all__ = [
     "CHUNK",
@@ -211,7 +212,8 @@ def as_rows(observations: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return observations as contiguous float32 rows.
 
     Raises:
-        ValueError: If they are no rows ``(B, D)``.
+        ValueError: If they are no rows ``(B, D)``, stand for no state, or belong to a skeleton set
+            that is not in memory.
     """
     rows = np.ascontiguousarray(observations, dtype=np.float32)
     if rows.ndim != 2:
@@ -219,6 +221,7 @@ def as_rows(observations: NDArray[np.float32]) -> NDArray[np.float32]:
             f"observations have shape {rows.shape}: expected rows (B, D); add the first axis "
             "to a single one with observation[None]"
         )
+    require_rows(rows)
     return rows
 
 

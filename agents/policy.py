@@ -28,11 +28,12 @@ from crystal_gym.agents.model_files import (
     model_folder,
     one_line,
     read_weights,
+    require_modest,
     write_model,
 )
 from crystal_gym.agents.transformer_policy import TransformerPolicy
 from crystal_gym.elements import ELEMENTS, N_ELEMENTS
-from crystal_gym.files import sha256_of
+from crystal_gym.files import read_json, sha256_of
 
 __all__ = [
     "GreedyPolicy",
@@ -209,20 +210,21 @@ def load_saved_policy(folder: Path | str, device: str = "cpu") -> GreedyPolicy |
     if sha256_of(folder / WEIGHTS) != config.get("weights_sha256"):
         raise ValueError(
             f"{folder / WEIGHTS} is not the file that {CONFIG} was written with: expected the "
-            f"checksum {config.get('weights_sha256')}; save the policy again"
+            f"checksum {str(config.get('weights_sha256'))[:64]}; save the policy again"
         )
     algorithm = _build(config, folder, device)
     policy: GreedyPolicy | TransformerPolicy
-    if "target_return" in config:
-        policy = TransformerPolicy(algorithm, config["target_return"], metadata=config["metadata"])
-    else:
-        policy = GreedyPolicy(algorithm, metadata=config["metadata"])
     try:
+        if "target_return" in config:
+            aim = config["target_return"]
+            policy = TransformerPolicy(algorithm, aim, metadata=config["metadata"])
+        else:
+            policy = GreedyPolicy(algorithm, metadata=config["metadata"])
         policy.stored.load_state_dict(weights)
-    except RuntimeError as error:
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"{folder / WEIGHTS} does not fit the network in {CONFIG}: expected the weights of "
-            f"{config['type']!r}; save the policy again ({one_line(error)})"
+            f"{str(config.get('type'))[:50]!r}; save the policy again ({one_line(error)})"
         ) from error
     return policy
 
@@ -267,14 +269,12 @@ def load_weights(folder: Path | str) -> dict[str, Tensor]:
 
 
 def _require_folder(folder: Path) -> None:
-    if folder.suffix == ".d3":
+    if folder.suffix == ".d3" or (folder.exists() and not folder.is_dir()):
         raise ValueError(
-            f"{folder} is a d3rlpy file, a pickle that can run any code when it is read: expected "
-            "a folder of save_policy(); if it is your own, convert it with "
-            "save_policy(d3rlpy.load_learnable(path), folder)"
+            f"{folder} is no folder of save_policy(), and a d3rlpy file holds pickles that can run "
+            "any code when it is read: expected such a folder; if the file is your own, convert it "
+            "with crystal_gym.agents.save_policy(d3rlpy.load_learnable(path), folder)"
         )
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file: expected the folder that save_policy() wrote")
     for path in (folder, folder / CONFIG, folder / WEIGHTS):
         if not path.exists():
             raise FileNotFoundError(
@@ -285,19 +285,21 @@ def _require_folder(folder: Path) -> None:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         found = config["format"]
-    except (ValueError, KeyError, TypeError) as error:
+        elements = str(config.get("elements", "")).split()
+        if not isinstance(config.get("metadata"), dict):
+            raise TypeError("its metadata are no object")
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not the configuration of a policy ({one_line(error)}): expected JSON "
             "written by save_policy(); save the policy again"
         ) from error
     if found != _FORMAT:
         raise ValueError(
-            f"{path} has policy format {found!r}, expected {_FORMAT}: load it with the version of "
-            "crystal_gym that wrote it, or save the policy again"
+            f"{path} has policy format {str(found)[:50]}, expected {_FORMAT}: load it with the "
+            "version of crystal_gym that wrote it, or save the policy again"
         )
-    elements = str(config.get("elements", "")).split()
     if tuple(elements) != ELEMENTS:
         raise ValueError(
             f"{path} acts on a vocabulary of {len(elements)} elements: expected the {N_ELEMENTS} "
@@ -306,14 +308,29 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+# What d3rlpy and torch raise on settings that they did not write.
+_NO_SETTINGS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
 def _build(config: dict[str, Any], folder: Path, device: str) -> Algorithm:
     try:
+        require_modest(config["algorithm"], folder / WEIGHTS)
         shape = LearnableConfigWithShape.deserialize_from_dict(config["algorithm"])
         algorithm = shape.create(device)
-    except (KeyError, TypeError, AttributeError) as error:
+    except _NO_SETTINGS as error:
         raise ValueError(
-            f"{folder / CONFIG} names the algorithm {config.get('type')!r} with settings that "
-            f"this version does not know ({one_line(error)}): expected those of d3rlpy "
+            f"{folder / CONFIG} names the algorithm {str(config.get('type'))[:50]!r} with settings "
+            f"that this version does not know ({one_line(error)}): expected those of d3rlpy "
             f"{d3rlpy.__version__}; save the policy again"
         ) from error
     return algorithm

@@ -26,9 +26,10 @@ from filelock import FileLock, Timeout
 from torch import nn
 from tqdm import tqdm
 
+from crystal_gym.agents.model_files import load_tensors
 from crystal_gym.agents.processes import ALONE, Processes
 from crystal_gym.agents.transformer import SiteTransformer
-from crystal_gym.files import atomic_path
+from crystal_gym.files import atomic_path, read_json
 from crystal_gym.interrupts import noted_interrupts
 
 __all__ = [
@@ -126,7 +127,7 @@ def _check_settings(config: Any, path: Path, device: str, processes: Processes) 
     if path.exists():
         # A run that began before a setting was there has had that setting's default.
         defaults = {f.name: f.default for f in dataclasses.fields(config)}
-        theirs = defaults | json.loads(path.read_text(encoding="utf-8"))["settings"]
+        theirs = defaults | _settings_in(path)
         other = [k for k in {**mine, **theirs} if theirs.get(k) != mine.get(k)]
         if other:
             raise ValueError(
@@ -148,6 +149,17 @@ def _check_settings(config: Any, path: Path, device: str, processes: Processes) 
         temporary.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
 
 
+def _settings_in(path: Path) -> dict[str, Any]:
+    try:
+        settings: dict[str, Any] = {**read_json(path)["settings"]}
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not the record of a run ({error}): expected JSON with its settings; choose "
+            "another folder"
+        ) from error
+    return settings
+
+
 @contextmanager
 def load_checkpoint(folder: Path, kept: str, device: str) -> Iterator[Mapping[str, Any] | None]:
     """Give the state in a folder's checkpoint, None without one.
@@ -165,7 +177,7 @@ def load_checkpoint(folder: Path, kept: str, device: str) -> Iterator[Mapping[st
         yield None
         return
     try:
-        yield torch.load(path, map_location=device, weights_only=True)
+        yield load_tensors(path, device)
     except _UNREADABLE as error:
         raise ValueError(
             f"{path} is damaged or from another version ({type(error).__name__}): expected a "

@@ -7,7 +7,6 @@ two files, ``config.json`` and ``weights.pt``, neither of which can run code.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -28,13 +27,15 @@ from crystal_gym.agents.model_files import (
     CONFIG,
     WEIGHTS,
     model_folder,
+    one_line,
     read_weights,
+    require_modest,
     write_model,
 )
 from crystal_gym.agents.transformer import SiteTransformer
 from crystal_gym.elements import ATOMIC_NUMBERS, ELEMENTS, N_ELEMENTS
 from crystal_gym.envs.observations import finished_rows
-from crystal_gym.files import sha256_of
+from crystal_gym.files import read_json, sha256_of
 from crystal_gym.skeletons import Skeleton
 
 __all__ = [
@@ -403,32 +404,48 @@ def load_surrogate(
                 f"{file} does not exist: expected the folder of a surrogate, with {CONFIG} and "
                 f"{WEIGHTS}, or a run of `crystal-gym train surrogate`; check the path"
             )
+    weights_file = folder / WEIGHTS
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_json(folder / CONFIG)
         found, shape = (config["type"], config["format"]), config["shape"]
         if found != ("crystal_surrogate", _FORMAT) or config["elements"].split() != [*ELEMENTS]:
             raise ValueError(f"type and format {found}")
+        n_features = shape["members"] * shape["width"]
+        require_modest({**shape, "whitening": [n_features, n_features]}, weights_file)
         surrogate = Surrogate(**shape)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        metadata = {**config["metadata"], "weights_sha256": str(config.get("weights_sha256"))}
+    except _NO_SURROGATE as error:
         raise ValueError(
             f"{folder / CONFIG} does not describe a surrogate of this version "
-            f"({type(error).__name__}: {error}): expected one of save_surrogate(); train it again"
+            f"({one_line(error)}): expected one of save_surrogate(); train it again"
         ) from error
     if sha256_of(folder / WEIGHTS) != config.get("weights_sha256"):
         raise ValueError(
             f"{folder / WEIGHTS} is not the file that {CONFIG} was written with: expected the "
-            f"checksum {config.get('weights_sha256')}; copy or train the surrogate again"
+            f"checksum {str(config.get('weights_sha256'))[:64]}; copy or train the surrogate again"
         )
     weights = read_weights(folder / WEIGHTS, "save_surrogate()")
     try:
         surrogate.load_state_dict(_in_full(weights))
-    except RuntimeError as error:
+    except (LookupError, RuntimeError, TypeError) as error:
         raise ValueError(
             f"{folder / WEIGHTS} does not fit the network in {CONFIG}: expected weights of the "
             "same surrogate; copy or train it again"
         ) from error
-    metadata = {**config["metadata"], "weights_sha256": config["weights_sha256"]}
     return surrogate.to(device).eval(), metadata
+
+
+# What torch raises on a shape that is none.
+_NO_SURROGATE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def surrogate_folder(path: Path | str) -> Path:

@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import crystal_gym
+from crystal_gym.files import read_text
 
 __all__ = ["main"]
 
@@ -649,7 +650,7 @@ def _data_show(options: argparse.Namespace) -> None:
     import minari
     import numpy as np
 
-    from crystal_gym.datasets.minari_io import read_trajectories
+    from crystal_gym.datasets.minari_io import open_dataset, read_trajectories
     from crystal_gym.evaluation.report import markdown_table
 
     if options.dataset not in minari.list_local_datasets():
@@ -657,7 +658,7 @@ def _data_show(options: argparse.Namespace) -> None:
             f"dataset {options.dataset!r} is not on this machine: `crystal-gym data list` shows "
             "what is, `crystal-gym data build mp20` builds"
         )
-    dataset = minari.load_dataset(options.dataset)
+    dataset = open_dataset(options.dataset)
     data = read_trajectories(dataset, progress=True)
     filled = np.column_stack([data.skeleton, data.total_energy_ry])
     one_each = np.unique(filled, axis=0, return_index=True)[1]
@@ -751,14 +752,17 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(f"\n{text}\nwritten to {options.output}: results.json, tables.md, crystals.npz, designs/")
 
 
+_LONGEST_SETTINGS = 1_000_000
+
+
 def _read_toml(path: Path) -> dict[str, object]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(read_text(path, _LONGEST_SETTINGS))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not TOML ({error}): expected lines of name = value") from error
 
 
@@ -788,7 +792,25 @@ def _report(options: argparse.Namespace) -> None:
             f"{folder} holds neither design.json nor results.json: expected the folder of a "
             "finished `crystal-gym design` or `crystal-gym evaluate`"
         )
-    print(write_report(folder))
+    try:
+        print(write_report(folder))
+    except _NO_RESULTS as error:
+        raise ValueError(
+            f"{folder} cannot be shown ({type(error).__name__}: {error}): expected the folder of a "
+            "finished `crystal-gym design` or `crystal-gym evaluate`, as it was written"
+        ) from error
+
+
+# What a page raises on results that no command wrote.
+_NO_RESULTS = (
+    ArithmeticError,
+    AttributeError,
+    FileNotFoundError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 def _label(options: argparse.Namespace) -> None:

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import platform
-import re
 import time
 from collections.abc import Container, Mapping
 from importlib.metadata import version
@@ -16,7 +15,7 @@ from typing import Any
 from crystal_gym.design import Candidate, DesignProblem, DesignSettings, design
 from crystal_gym.elements import EMPTY
 from crystal_gym.evaluation.report import markdown_table
-from crystal_gym.files import atomic_path
+from crystal_gym.files import atomic_path, read_json, safe_name
 from crystal_gym.known_formulas import KnownFormulas
 from crystal_gym.oracles.base import Filling, Properties
 from crystal_gym.report.design import charges_text, design_report, with_error
@@ -30,7 +29,7 @@ def design_compounds(options: argparse.Namespace) -> str:
     begun = time.monotonic()
     settings = _settings(options)
     problem = _problem(options.structure)
-    folder: Path = options.output or Path(f"design-{_file_name(problem.name)}")
+    folder: Path = options.output or Path(f"design-{safe_name(problem.name, 'structure')}")
     folder.mkdir(parents=True, exist_ok=True)
     from crystal_gym.agents import load_policy
     from crystal_gym.oracles.surrogate import SurrogateOracle
@@ -83,7 +82,7 @@ def design_compounds(options: argparse.Namespace) -> str:
 
 def write_report(folder: Path) -> Path:
     """Write ``report.html`` from the ``design.json`` in a folder; return its path."""
-    results = json.loads((folder / "design.json").read_text(encoding="utf-8"))
+    results = read_json(folder / "design.json")
     design_report(results, folder / "report.html")
     return folder / "report.html"
 
@@ -276,7 +275,3 @@ def _text_table(candidates: list[dict[str, Any]]) -> str:
             row += [with_error(moved.get(name)) if moved else "" for name in names]
         rows.append(row)
     return markdown_table(rows)
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "structure"

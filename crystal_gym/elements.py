@@ -114,8 +114,8 @@ def symbol_to_token(symbol: str) -> int:
         close = difflib.get_close_matches(str(symbol), ELEMENTS, n=3, cutoff=0.5)
         hint = f" Did you mean {', '.join(close)}?" if close else ""
         raise ValueError(
-            f"element {symbol!r} is not supported: expected one of the {N_ELEMENTS} elements "
-            f"H to Bi and Ac to Pu without Ar, Po, At, Rn, Fr, Ra.{hint}"
+            f"element {str(symbol)[:50]!r} is not supported: expected one of the {N_ELEMENTS} "
+            f"elements H to Bi and Ac to Pu without Ar, Po, At, Rn, Fr, Ra.{hint}"
         )
     return token
 

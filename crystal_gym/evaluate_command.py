@@ -54,7 +54,7 @@ from crystal_gym.evaluation.study import (
     statistics_over_targets,
 )
 from crystal_gym.evaluation.tables import all_tables, tables
-from crystal_gym.files import DAMAGED_NPZ, atomic_path, open_npz, save_npz, sha256_of
+from crystal_gym.files import DAMAGED_NPZ, atomic_path, open_npz, read_json, save_npz, sha256_of
 from crystal_gym.oracles import Oracle, SurrogateOracle, TableOracle
 
 __all__ = ["EvaluationConfig", "evaluate_policies", "write_report"]
@@ -193,7 +193,7 @@ def write_report(folder: Path | str) -> Path:
     from crystal_gym.report.evaluation import evaluation_report
 
     folder = Path(folder)
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results = read_json(folder / "results.json")
     with open_npz(folder / "crystals.npz") as file:
         crystals = {name: file[name] for name in file}
     designs = []
@@ -418,8 +418,11 @@ def _stored(path: Path, made_by: str) -> dict[str, NDArray[Any]]:
     return {}
 
 
+_LONGEST_SLUG = 200  # file systems end a name at 255 bytes
+
+
 def _slug(name: str, aim: float | None) -> str:
-    words = re.sub(r"[^\w.]+", "-", name).strip("-")
+    words = re.sub(r"[^\w.]+", "-", name)[:_LONGEST_SLUG].strip("-")
     return words if aim is None else f"{words}-at-{aim:g}"
 
 

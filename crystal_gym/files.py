@@ -1,11 +1,21 @@
-"""Files and folders: where things are kept, and writes that happen whole or not at all."""
+"""Files and folders: where they are, reading strangers' with limits, writing whole or not at all.
+
+Whatever a user was given passes through :func:`open_file`, :func:`read_json` or :func:`open_npz`:
+each says how much it may hold, expanded, so that neither a pipe nor a few compressed kilobytes can
+hang a program or fill its memory.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import glob
+import gzip
 import hashlib
+import io
+import json
 import os
+import re
+import stat
 import struct
 import tempfile
 import zipfile
@@ -14,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -26,20 +36,48 @@ except ImportError:  # Windows: what a killed process leaves stays
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "DAMAGED_GZIP",
     "DAMAGED_NPZ",
+    "Bounded",
     "Pieces",
     "atomic_path",
     "cache_dir",
+    "open_file",
     "open_npz",
     "raw_data_dir",
+    "read_json",
+    "read_text",
+    "require_plain_zip",
     "room_for",
+    "safe_name",
     "save_npz",
     "sha256_of",
 ]
 
 
-DAMAGED_NPZ = (KeyError, EOFError, OSError, ValueError, zipfile.BadZipFile, zlib.error)
+DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
+"""What reading a truncated or altered ``.gz`` file raises."""
+
+DAMAGED_NPZ = (
+    KeyError,
+    EOFError,
+    NotImplementedError,  # a compression that zipfile does not know
+    OSError,
+    RuntimeError,  # a password
+    TypeError,  # an array where one number should be
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 """What reading a truncated or altered ``.npz`` file raises."""
+
+_MOST_MEMBERS = 10_000
+_MOST_ARRAY_BYTES = 2_000_000_000
+"""Of all arrays of an ``.npz`` file; those of MP-20 take 0.1 GB."""
+
+_MOST_JSON = 50_000_000
+_LONGEST_NAME = 100
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 def cache_dir() -> Path:
@@ -61,6 +99,120 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+class Bounded(io.RawIOBase):
+    """A stream of bytes that ends in an error once it has given too many.
+
+    Args:
+        stream: What to read from; it is closed with this one.
+        name: What to call it in the error.
+        at_most: Bytes.
+    """
+
+    def __init__(self, stream: IO[bytes], name: Path | str, at_most: int) -> None:
+        self._stream, self._name, self._at_most = stream, name, at_most
+        self._given = 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read the next bytes.
+
+        Raises:
+            ValueError: If they are more than were allowed.
+        """
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        self._given += len(data)
+        if self._given > self._at_most:
+            raise ValueError(
+                f"{self._name} holds more than {self._at_most:,} bytes: expected at most that many"
+            )
+        return len(data)
+
+    def close(self) -> None:
+        """Close both streams."""
+        self._stream.close()
+        super().close()
+
+
+@contextmanager
+def open_file(path: Path | str, at_most: int) -> Iterator[io.BufferedReader[Any]]:
+    """Open a regular file for reading; one that ends in ``.gz`` is expanded.
+
+    Args:
+        path: The file.
+        at_most: Bytes it may hold, expanded.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it is a folder, a pipe or a device, which may never end; while reading, if
+            it holds more.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        kind = "a folder" if Path(path).is_dir() else "no regular file"
+        raise ValueError(f"{path} is {kind}: expected a file; name one")
+    name = str(path).lower()
+    stream = cast("IO[bytes]", gzip.open(path, "rb") if name.endswith(".gz") else open(path, "rb"))
+    with io.BufferedReader(Bounded(stream, path, at_most)) as file:
+        yield file
+
+
+def read_text(path: Path | str, at_most: int, errors: str = "strict") -> str:
+    """Return the text of a file in UTF-8, expanded if it ends in ``.gz``.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it is no regular file, holds more than ``at_most`` bytes, is a damaged
+            ``.gz``, or no UTF-8 and ``errors`` is ``"strict"``.
+    """
+    try:
+        with open_file(path, at_most) as file:
+            return file.read().decode("utf-8", errors)
+    except DAMAGED_GZIP as error:
+        raise ValueError(f"{path} is damaged ({error}): expected a complete .gz file") from error
+
+
+def read_json(path: Path | str, at_most: int = _MOST_JSON) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it is no JSON, nested too deeply or too large.
+    """
+    try:
+        return json.loads(read_text(path, at_most))
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply: expected plain JSON") from error
+
+
+def require_plain_zip(path: Path | str, at_most: int = _MOST_ARRAY_BYTES) -> None:
+    """Refuse what is no zip archive, or one that expands to too much.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it is no zip archive, has too many members, or they hold too much.
+    """
+    with open_file(path, at_most) as file:
+        if file.read(2) != b"PK":
+            raise ValueError(
+                f"{path} is no zip archive but perhaps a pickle, which could run code, and was not "
+                "read"
+            )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
+        raise ValueError(f"{path} is a damaged zip archive ({error})") from error
+    total = sum(member.file_size for member in members)  # zipfile reads no more than announced
+    if len(members) > _MOST_MEMBERS or total > at_most:
+        raise ValueError(
+            f"{path} holds {len(members):,} arrays of {total:,} bytes in all: expected at most "
+            f"{_MOST_MEMBERS:,} of {at_most:,} bytes"
+        )
 
 
 _MAPPED_FROM = 32_000_000
@@ -155,10 +307,41 @@ def open_npz(path: Path | str) -> Iterator[Mapping[str, NDArray[Any]]]:
     Arrays of a large file are mapped: they take memory only where they are read, which the kernel
     takes back as it needs to, and processes share it. They stay usable after the block, and after
     the file has been replaced.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it is no ``.npz`` file, or its arrays take too much memory; while reading,
+            also what :data:`DAMAGED_NPZ` lists.
     """
+    # What expands to no more than the file itself is no bomb, however large.
+    require_plain_zip(path, max(_MOST_ARRAY_BYTES, os.path.getsize(path)))
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as stream:
+                _require_whole_array(cast("IO[bytes]", stream), member)
     # NumPy leaves the file open when the archive turns out to be damaged, so it is opened here.
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as npz:
         yield _Arrays(path, file, npz)
+
+
+def _require_whole_array(stream: IO[bytes], member: zipfile.ZipInfo) -> None:
+    """Refuse an array that is not as large as it says: NumPy would make room for it first."""
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    else:
+        shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+    if dtype.hasobject:
+        raise ValueError(f"{member.filename} holds Python objects, which could run code")
+    count = 1
+    for length in shape:
+        if length < 0:
+            raise ValueError(f"{member.filename} has a negative length in its shape {shape}")
+        count *= int(length)  # of Python's size: NumPy's product would run over
+    if count * dtype.itemsize != member.file_size - stream.tell():
+        raise ValueError(
+            f"{member.filename} says that its shape is {shape}, but has {member.file_size:,} bytes"
+        )
 
 
 def save_npz(path: Path | str, **arrays: ArrayLike | Pieces) -> None:
@@ -253,6 +436,16 @@ def _remove_abandoned(target: Path) -> None:
         with contextlib.suppress(OSError), open(path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
+
+
+def safe_name(text: str, otherwise: str = "unnamed") -> str:
+    """Return a file name that resembles a text: an id may hold anything, a name may not.
+
+    Letters of ASCII, digits and ``._-`` stay; at most 100 characters; never a dot or a dash first,
+    and none of the names that Windows keeps for devices.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", text)[:_LONGEST_NAME].strip("._-") or otherwise
+    return f"{name}_" if _RESERVED.fullmatch(name) else name
 
 
 def sha256_of(path: Path | str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import platform
 import sys
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crystal_gym.cdvae import in_brief
 from crystal_gym.cluster import executor_at
 from crystal_gym.elements import ELEMENTS, symbol_to_token
-from crystal_gym.files import atomic_path
+from crystal_gym.files import DAMAGED_GZIP, atomic_path, open_file
 from crystal_gym.labelling import label
 from crystal_gym.oracles.base import Properties
 from crystal_gym.oracles.cache import CachedOracle
@@ -170,21 +172,38 @@ def read_fillings(skeletons: Any, path: Path | str) -> Iterator[tuple[str, Struc
         FileNotFoundError: If there is no such file.
         ValueError: If a row is not understood, naming it.
     """
+    try:
+        yield from _fillings_in(Path(path), skeletons)
+    except (csv.Error, UnicodeDecodeError, *DAMAGED_GZIP) as error:
+        raise ValueError(
+            f"{path} is no CSV ({error}): expected columns skeleton and elements in UTF-8"
+        ) from error
+
+
+_LARGEST_FILLINGS = 1_000_000_000
+
+
+def _fillings_in(path: Path, skeletons: Any) -> Iterator[tuple[str, Structure]]:
     known = load_skeletons(skeletons)
     names = {str(name): number for number, name in enumerate(known.names)}
-    with open(path, newline="", encoding="utf-8") as file:
+    with (
+        open_file(path, _LARGEST_FILLINGS) as raw,
+        io.TextIOWrapper(raw, encoding="utf-8", newline="") as file,
+    ):
         rows = csv.DictReader(file)
         if not {"skeleton", "elements"} <= set(rows.fieldnames or ()):
             raise ValueError(
-                f"{path} has the columns {', '.join(rows.fieldnames or ['(none)'])}: expected "
+                f"{path} has the columns {in_brief(rows.fieldnames or ()) or '(none)'}: expected "
                 "skeleton and elements"
             )
         for line, row in enumerate(rows, start=2):
             which, symbols = str(row["skeleton"]), str(row["elements"]).split()
-            number = names.get(which, int(which) if which.isdecimal() else -1)
+            counted = which.isdecimal() and len(which) < 10
+            number = names.get(which, int(which) if counted else -1)
             if not 0 <= number < len(known):
                 raise ValueError(
-                    f"{path}, line {line}: skeleton {which!r} is not in this set of {len(known)}"
+                    f"{path}, line {line}: skeleton {which[:50]!r} is not in this set of "
+                    f"{len(known)}"
                 )
             skeleton = known[number]
             if len(symbols) != skeleton.n_sites:

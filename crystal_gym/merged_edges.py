@@ -12,6 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from crystal_gym.columns import (
+    require_columns,
+    require_range,
+    require_range_of_runs,
+    require_starts,
+)
 from crystal_gym.ragged import run_starts
 
 __all__ = ["MergedEdges"]
@@ -93,6 +99,45 @@ class MergedEdges:
             n_leaving=np.bincount(site + source, minlength=n_sites).astype(np.int16),
             n_entering=np.bincount(site + target, minlength=n_sites).astype(np.int16),
         )
+
+    def require_sound(self, site_ptr: NDArray[np.int64]) -> None:
+        """Refuse bonds that do not fit together or to the sites of their skeletons.
+
+        Args:
+            site_ptr: First site of every skeleton, ``(S + 1,)``.
+
+        Raises:
+            ValueError: If they do not: a network would read beyond its arrays.
+        """
+        sets, sites = len(site_ptr) - 1, int(site_ptr[-1])
+        bonds, lengths = self.source.size, self.length.size
+        columns = vars(self)
+        shapes: dict[str, tuple[str, tuple[int | None, ...]]] = {
+            "edge_ptr": ("i", (sets + 1,)),
+            "length_ptr": ("i", (sets + 1,)),
+            "length": ("f", (lengths,)),
+            "n_leaving": ("i", (sites,)),
+            "n_entering": ("i", (sites,)),
+        }
+        of_bonds = ("source", "target", "by_target", "weight", "length_number")
+        require_columns(columns, shapes | {name: ("i", (bonds,)) for name in of_bonds})
+        require_starts("edge_ptr", self.edge_ptr, bonds)
+        require_starts("length_ptr", self.length_ptr, lengths)
+        n_sites, n_bonds = np.diff(site_ptr), np.diff(self.edge_ptr)
+        for name, high in (
+            ("source", n_sites),
+            ("target", n_sites),
+            ("by_target", n_bonds),
+            ("length_number", np.diff(self.length_ptr)),
+        ):
+            require_range_of_runs(name, columns[name], self.edge_ptr, high)
+        require_range("weight", self.weight, 1, np.inf)
+        require_range("length", self.length, 0, 1e6)
+        for name in ("n_leaving", "n_entering"):
+            require_range(name, columns[name], 0, np.inf)
+            total = np.add.reduceat(columns[name], site_ptr[:-1], dtype=np.int64)
+            if not np.array_equal(total, n_bonds):
+                raise ValueError(f"{name} does not count the bonds of every skeleton")
 
 
 def _first_of_groups(*keys: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

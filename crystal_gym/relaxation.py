@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crystal_gym.files import read_json
+
 if TYPE_CHECKING:
     from pymatgen.analysis.phase_diagram import PhaseDiagram
     from pymatgen.core import Structure
+    from pymatgen.entries.computed_entries import ComputedEntry
 
 __all__ = ["Relaxer"]
 
@@ -93,16 +96,42 @@ class Relaxer:
 
 
 def _hull(path: Path) -> PhaseDiagram:
-    from monty.serialization import loadfn
     from pymatgen.analysis.phase_diagram import PhaseDiagram
 
     try:
-        return PhaseDiagram(loadfn(path))
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        return PhaseDiagram([_entry(entry) for entry in read_json(path, _LARGEST_REFERENCES)])
+    except _NO_REFERENCES as error:
         raise ValueError(
-            f"{path} holds no references ({error}): expected a JSON list of pymatgen "
-            "ComputedEntry objects with the pure elements among them"
+            f"{path} holds no references ({type(error).__name__}: {str(error)[:200]}): expected a "
+            "JSON list of pymatgen ComputedEntry objects with the pure elements among them"
         ) from error
+
+
+_LARGEST_REFERENCES = 1_000_000_000
+
+# What pymatgen and Qhull raise on entries that are none.
+_NO_REFERENCES = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def _entry(stored: dict[str, Any]) -> ComputedEntry:
+    """Return an entry from its numbers: pymatgen's own decoder imports whatever JSON names."""
+    from pymatgen.core import Composition
+    from pymatgen.entries.computed_entries import ComputedEntry
+
+    energy = float(stored["energy"]) + float(stored.get("correction") or 0.0)
+    if not np.isfinite(energy):
+        raise ValueError(f"an energy is {energy}")
+    return ComputedEntry(
+        Composition(stored["composition"]), energy, entry_id=stored.get("entry_id")
+    )
 
 
 def largest_move(before: Structure, after: Structure) -> float:

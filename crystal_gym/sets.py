@@ -66,7 +66,16 @@ def bundled_dir(name: str) -> Path:
 
 
 def dataset_dir(dataset_id: str) -> Path:
-    """Return the folder in which a local Minari dataset keeps its data."""
+    """Return the folder in which a local Minari dataset keeps its data.
+
+    Raises:
+        ValueError: If the id is not of Minari's form, and so might lead out of its folder.
+    """
+    if not _DATASET_ID.fullmatch(dataset_id):
+        raise ValueError(
+            f"dataset id {dataset_id!r} is not of Minari's form: expected letters, digits, dashes "
+            "and a version, such as crystal-mine-v0"
+        )
     from minari.storage.datasets_root_dir import get_dataset_path
 
     return Path(get_dataset_path(dataset_id)) / "data"

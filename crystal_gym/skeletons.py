@@ -21,7 +21,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crystal_gym.elements import tokens_to_symbols
+from crystal_gym.columns import (
+    require_columns,
+    require_range,
+    require_range_of_runs,
+    require_starts,
+)
+from crystal_gym.elements import N_ELEMENTS, tokens_to_symbols
 from crystal_gym.files import DAMAGED_NPZ, open_npz, save_npz
 from crystal_gym.graphs import (
     Geometry,
@@ -406,9 +412,13 @@ class SkeletonSet(Sequence[Skeleton]):
                     raise ValueError(
                         f"{path} holds skeleton format {found}, expected {_FORMAT}: build it again"
                     )
-                return cls.of_columns(file)
+                skeletons = cls.of_columns(file)
+            _require_sound(vars(skeletons))
+            if "merged" in vars(skeletons):
+                skeletons.merged.require_sound(skeletons.site_ptr)
+            return skeletons
         except DAMAGED_NPZ as error:
-            if isinstance(error, FileNotFoundError) or "expected" in str(error):
+            if isinstance(error, FileNotFoundError) or f"{path} holds" in str(error):
                 raise
             raise ValueError(
                 f"{path} is not a readable skeleton set ({error}): expected an .npz file written "
@@ -418,6 +428,51 @@ class SkeletonSet(Sequence[Skeleton]):
 
 def _code(key: str) -> int:
     return int(key[:16], 16)
+
+
+def _require_sound(columns: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse columns of a set that do not fit together.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    sets, sites = columns["names"].size, columns["source_rank"].size
+    edges, entries = columns["edge_length"].size, columns["permutations"].size
+    require_columns(
+        columns,
+        {
+            "names": ("U", (sets,)),
+            "keys": ("U", (sets,)),
+            "site_ptr": ("i", (sets + 1,)),
+            "edge_ptr": ("i", (sets + 1,)),
+            "permutation_ptr": ("i", (sets + 1,)),
+            "lattice": ("f", (sets, 3, 3)),
+            "space_group_number": ("i", (sets,)),
+            "frac_coords": ("f", (sites, 3)),
+            "source_rank": ("i", (sites,)),
+            "reference": ("i", (sites,)),
+            "edge_index": ("i", (2, edges)),
+            "edge_image": ("i", (edges, 3)),
+            "edge_length": ("f", (edges,)),
+            "permutations": ("i", (entries,)),
+        },
+    )
+    for name, end in (("site_ptr", sites), ("edge_ptr", edges), ("permutation_ptr", entries)):
+        require_starts(name, columns[name], end)
+    n_sites = np.diff(columns["site_ptr"])
+    sizes = np.diff(columns["permutation_ptr"])
+    if np.any(n_sites < 1) or np.any(sizes < 1) or np.any(sizes % np.maximum(n_sites, 1)):
+        raise ValueError("a skeleton without sites, or with symmetry operations of another number")
+    require_range("reference", columns["reference"], 0, N_ELEMENTS + 1)
+    require_range("space_group_number", columns["space_group_number"], 1, 231)
+    for name, starts in (
+        ("source_rank", "site_ptr"),
+        ("edge_index", "edge_ptr"),
+        ("permutations", "permutation_ptr"),
+    ):
+        require_range_of_runs(name, columns[name], columns[starts], n_sites)
+    for name in ("lattice", "frac_coords", "edge_length"):
+        require_range(name, columns[name], -1e6, 1e6)  # above all, finite
 
 
 _REGISTERED: dict[int, SkeletonSet] = {}

@@ -5,14 +5,16 @@ from __future__ import annotations
 import sqlite3
 import warnings
 from collections.abc import Iterable, Iterator
+from io import StringIO, TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
 from crystal_gym.cdvae import read_cdvae_csv
 from crystal_gym.elements import EMPTY, symbol_to_token
+from crystal_gym.files import open_file, read_text
 from crystal_gym.skeletons import Cell
 
 if TYPE_CHECKING:
@@ -33,9 +35,46 @@ MIN_DISTANCE = 0.5
 MAX_SITES = 500
 """Larger cells are refused: symmetry and distances take time and memory with the square."""
 
-_LONGEST_CIF = 1_000_000
+_FARTHEST = 1e6
+"""Å, or cells. Products of larger numbers run over, and no crystal needs them."""
 
-SUFFIXES = (".cif", ".vasp", ".poscar", ".xyz", ".extxyz", ".db", ".csv", ".gz")
+_MOST_IMAGES = 1_000_000
+"""Cells around one that reduction may look at, 0.1 GB; a slab of 3 x 3 x 300 Å takes 40,000."""
+
+_LONGEST_FILE = 1_000_000
+"""Bytes of a CIF or POSCAR, far more than ``MAX_SITES`` take."""
+
+_LONGEST_EXPANDED = 100_000_000
+_LARGEST_FILE = 10_000_000_000
+"""Bytes of what is read frame by frame or row by row, a gzipped file's after expanding."""
+
+_LONGEST_XYZ_LINE = 1_000_000
+
+# pymatgen compares every position that symmetry makes with all before it, for 3 s at this many.
+_MOST_POSITIONS = 6_000
+_MOST_OPERATIONS = 192
+_MOST_QUOTES = 200  # in a line: its tokenizer takes the square of their number
+_LONGEST_VALUE = 2_048
+"""Characters of a line in a CIF, by the standard; no number or name in one is longer."""
+
+_MOST_COLUMNS = 100  # of a property in an extended XYZ: nine are a tensor
+
+SUFFIXES = (".cif", ".vasp", ".poscar", ".xyz", ".extxyz", ".db", ".csv")
+"""Of structure files; all but ``.db`` may be followed by ``.gz``."""
+
+_UNREADABLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    RuntimeError,
+    StopIteration,
+    TypeError,
+    ValueError,
+    Warning,  # pymatgen raises one of its own
+)
+"""What parsers raise on text that no program wrote."""
 
 
 def cell_from_structure(structure: Any, name: str | None = None) -> Cell:
@@ -71,10 +110,25 @@ def cell_from_structure(structure: Any, name: str | None = None) -> Cell:
             f"{label} has a coordinate that is not a finite number: expected finite lattice "
             "vectors in Å and fractional coordinates; correct the file"
         )
+    largest = max(np.abs(matrix).max(), np.abs(structure.frac_coords).max())
+    if largest > _FARTHEST:
+        raise ValueError(
+            f"{label} has a coordinate of {largest:.3g}: expected lattice vectors in Å and "
+            f"fractional coordinates below {_FARTHEST:g}; correct the file"
+        )
     if abs(np.linalg.det(matrix)) < 1e-3:
         raise ValueError(
             f"{label} has a cell of volume {abs(np.linalg.det(matrix)):.2g} Å^3: expected three "
             "independent lattice vectors; molecules need a periodic box"
+        )
+    images = _images_within_reach(matrix)
+    if images > _MOST_IMAGES:  # a skewed cell of a usual lattice may only look like that
+        images = _images_within_reach(structure.lattice.get_lll_reduced_lattice().matrix)
+    if images > _MOST_IMAGES:
+        raise ValueError(
+            f"{label} has a cell with a vector of {np.linalg.norm(matrix, axis=1).max():,.0f} Å, "
+            f"too long for its volume of {abs(np.linalg.det(matrix)):.3g} Å^3: expected a cell "
+            "of a crystal; cut a slab or chain shorter"
         )
     tokens = [_token(site.specie, label) for site in structure]
     with warnings.catch_warnings():
@@ -89,12 +143,18 @@ def cell_from_structure(structure: Any, name: str | None = None) -> Cell:
     return Cell.from_sites(label, reduced.lattice.matrix, reduced.frac_coords, tokens)
 
 
+def _images_within_reach(lattice: np.ndarray) -> float:
+    """Return how many cells lie in a sphere as wide as the longest vector: Niggli's work."""
+    longest = float(np.linalg.norm(lattice, axis=1).max())
+    return float(4.19 * longest**3 / max(abs(np.linalg.det(lattice)), 1e-300))
+
+
 def to_structure(structure: Any) -> Structure:
     """Return a pymatgen Structure for a Structure or ASE Atoms.
 
     Raises:
         TypeError: If it is neither.
-        ValueError: If the Atoms are not periodic in all three directions.
+        ValueError: If the Atoms are not periodic in all three directions or not finite.
     """
     from ase import Atoms
     from pymatgen.core import Structure
@@ -108,7 +168,13 @@ def to_structure(structure: Any) -> Structure:
                 f"{structure.get_chemical_formula()} is not periodic in all directions "
                 f"(pbc={structure.pbc.tolist()}): expected a crystal; put it in a periodic cell"
             )
-        converted: Structure = AseAtomsAdaptor.get_structure(structure)
+        if not (np.isfinite(structure.positions).all() and np.isfinite(structure.cell).all()):
+            raise ValueError(
+                f"{structure.get_chemical_formula()} has a coordinate that is not a finite number: "
+                "expected Å"
+            )
+        with np.errstate(over="ignore", invalid="ignore"):  # refused by cell_from_structure
+            converted: Structure = AseAtomsAdaptor.get_structure(structure)
         return converted
     raise TypeError(
         f"a structure of type {type(structure).__name__} is not understood: expected a pymatgen "
@@ -147,27 +213,24 @@ def parse_cif(text: str) -> Structure:
     """Return the structure in a CIF, its sites as listed.
 
     Raises:
-        ValueError: If pymatgen cannot read it.
+        ValueError: If pymatgen cannot read it, or would take long to.
     """
-    from pymatgen.core import Structure
+    from pymatgen.io.cif import CifParser
 
-    if len(text) > _LONGEST_CIF:
+    if len(text) > _LONGEST_FILE:
         raise ValueError(
-            f"the CIF has {len(text):,} characters: expected at most {_LONGEST_CIF:,}, far more "
+            f"the CIF has {len(text):,} characters: expected at most {_LONGEST_FILE:,}, far more "
             f"than {MAX_SITES} sites take; use the primitive cell"
         )
     with warnings.catch_warnings(record=True) as said:  # pymatgen says there what is wrong
         warnings.simplefilter("always")
         try:
-            return Structure.from_str(text, fmt="cif")
-        except (
-            ArithmeticError,
-            AssertionError,
-            IndexError,
-            KeyError,
-            TypeError,
-            ValueError,
-        ) as error:
+            _require_small(text)
+            structure: Structure = CifParser.from_str(text).parse_structures(primitive=False)[0]
+            return structure
+        except _TooMuch as error:
+            raise ValueError(f"the CIF {error}") from None
+        except _UNREADABLE as error:
             why = [str(w.message) for w in said if "No structure parsed" in str(w.message)]
             reason = why[0].splitlines()[-1] if why else _first_line(error)
             if isinstance(error, ZeroDivisionError) and "modulo" in reason:
@@ -175,12 +238,144 @@ def parse_cif(text: str) -> Structure:
             raise ValueError(f"the CIF cannot be read ({reason})") from error
 
 
+class _TooMuch(ValueError):
+    """A file asks for more work than a crystal is worth."""
+
+
+def _require_small(text: str) -> None:
+    """Refuse a CIF on which pymatgen would spend minutes, before it does.
+
+    A timer would need a process for each of hundreds of files. Three quantities bound its time
+    instead: quotes in a line, the length of a value, and the positions that symmetry makes.
+    """
+    from pymatgen.io.cif import CifFile, CifParser
+
+    most = max((line.count("'") + line.count('"') for line in text.splitlines()), default=0)
+    if most > _MOST_QUOTES:
+        raise _TooMuch(f"has a line with {most:,} quotes: expected at most {_MOST_QUOTES}")
+    positions = 0
+    for block in CifFile.from_str(text).data.values():
+        for name, value in block.data.items():
+            for word in [value] if isinstance(value, str) else value:
+                if len(word) > _LONGEST_VALUE and name.startswith(_READ_BY_PYMATGEN):
+                    raise _TooMuch(
+                        f"has a {name[:50]} of {len(word):,} characters: expected at most "
+                        f"{_LONGEST_VALUE:,}"
+                    )
+        sites = len(block.data.get("_atom_site_fract_x", ()))
+        listed = [v for k, v in block.data.items() if "equiv_pos_as_xyz" in k.lower()]
+        listed += [v for k, v in block.data.items() if "symop_operation_xyz" in k.lower()]
+        operations = max((1 if isinstance(v, str) else len(v) for v in listed), default=0)
+        if operations > _MOST_OPERATIONS:
+            raise _TooMuch(
+                f"lists {operations:,} symmetry operations: expected at most {_MOST_OPERATIONS}, "
+                "those of the largest space groups"
+            )
+        if sites * _MOST_OPERATIONS > _MOST_POSITIONS:  # worth counting those of its space group
+            operations = len(CifParser.from_str(text).get_symops(block))
+        positions += sites * max(1, operations)
+    if positions > _MOST_POSITIONS:
+        raise _TooMuch(
+            f"has {positions:,} positions (sites times symmetry operations): expected at most "
+            f"{_MOST_POSITIONS:,}; write the primitive cell, of at most {MAX_SITES} sites"
+        )
+
+
+_READ_BY_PYMATGEN = ("_atom", "_cell", "_chemical_formula", "_space_group", "_symmetry")
+
+
+def _parse_poscar(text: str) -> Structure:
+    """Return the structure in a POSCAR.
+
+    Raises:
+        ValueError: If it does not name its elements, or announces more sites than it has lines.
+    """
+    from pymatgen.io.vasp import Poscar
+
+    lines = text.split("\n")
+    announced = 0
+    for line in lines[5:]:  # elements, then their numbers, in one line or several
+        try:
+            announced += sum(abs(int(word)) for word in line.split())
+        except ValueError:
+            if announced:
+                break
+    if announced > len(lines):
+        raise ValueError(f"it announces {announced:,} sites and has {len(lines):,} lines")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it warns of is refused below
+        poscar = Poscar.from_str(text)
+    if not poscar.true_names:  # pymatgen would call them H, He, Li in turn
+        raise ValueError("it does not name its elements")
+    structure: Structure = poscar.structure
+    return structure
+
+
+def _xyz_frames(path: Path) -> Iterator[Any]:
+    """Yield the frames of an extended XYZ as ASE Atoms.
+
+    Raises:
+        ValueError: If a frame has more than ``MAX_SITES`` sites, or not as many as it says.
+    """
+    at_most = _LONGEST_EXPANDED if path.suffix.lower() == ".gz" else _LARGEST_FILE
+    with open_file(path, at_most) as binary, TextIOWrapper(binary, "utf-8", "replace") as file:
+        number = 0
+        while (first := _line(file)).strip():
+            yield _xyz_frame(first, file, number)
+            number += 1
+    if number == 0:
+        raise ValueError("it has no frames")
+
+
+def _line(file: TextIO) -> str:
+    line = file.readline(_LONGEST_XYZ_LINE)
+    if len(line) == _LONGEST_XYZ_LINE:
+        raise ValueError(f"it has a line of more than {_LONGEST_XYZ_LINE:,} characters")
+    return line
+
+
+def _xyz_frame(first: str, file: TextIO, number: int) -> Any:
+    import ase.io
+    from ase.io.extxyz import key_val_str_to_dict
+
+    count = int(first)
+    if not 0 < count <= MAX_SITES:
+        raise ValueError(
+            f"frame {number} has {count:,} sites: expected 1 to {MAX_SITES}; use the primitive cell"
+        )
+    lines = [line for _ in range(1 + count) if (line := _line(file))]
+    if len(lines) <= count:
+        raise ValueError(f"frame {number} breaks off before its {count} sites")
+    said = str(key_val_str_to_dict(lines[0]).get("Properties", "")).split(":")
+    if any(not 0 < int(columns) <= _MOST_COLUMNS for columns in said[2::3]):
+        raise ValueError(
+            f"frame {number} has a property of another number of columns than 1 to {_MOST_COLUMNS}"
+        )
+    with np.errstate(all="ignore"):  # absurd coordinates are refused by cell_from_structure
+        return ase.io.read(StringIO("".join([first, *lines])), index=0, format="extxyz")
+
+
+def _database_rows(path: Path) -> Iterator[Any]:
+    """Yield the rows of an ASE database as Atoms, a thousand in memory at a time."""
+    from ase.db import connect
+
+    with open_file(path, _LARGEST_FILE) as file:
+        if file.read(16) != b"SQLite format 3\x00":  # ASE would make its tables in anything
+            raise ValueError("it is no ASE database")
+    database, last = connect(path, type="db", use_lock_file=False), 0
+    while rows := list(database.select(f"id>{last}", sort="id", limit=1_000)):
+        for row in rows:
+            yield row.toatoms(add_additional_information=True)
+        last = rows[-1].id
+
+
 def read_structures(path: Path | str) -> Iterator[tuple[str, Any]]:
     """Yield ``(name, structure)`` of every crystal in a file or folder.
 
     CIF, POSCAR and extended XYZ files (all frames), ASE databases (``.db``), CDVAE's CSV
-    (``.csv``, ``.csv.gz``), or a folder of these, in the order of their names. Frames and rows are
-    read as they are asked for; what a file says of one beside its sites is in ``Atoms.info``.
+    (``.csv``), or a folder of these, in the order of their names. All but databases may be gzipped.
+    Frames and rows are read as they are asked for; what a file says of one beside its sites is in
+    ``Atoms.info``.
 
     Raises:
         FileNotFoundError: If there is nothing at ``path``.
@@ -202,20 +397,11 @@ def read_structures(path: Path | str) -> Iterator[tuple[str, Any]]:
         for file in files:
             yield from read_structures(file)
         return
-    from ase.io.formats import UnknownFileTypeError
-
     try:
-        yield from _read_file(path)
-    except (
-        ValueError,
-        IndexError,
-        KeyError,
-        AssertionError,
-        TypeError,
-        OSError,
-        sqlite3.Error,
-        UnknownFileTypeError,
-    ) as error:
+        with np.errstate(all="ignore"):  # absurd coordinates are refused by cell_from_structure
+            found = _read_file(path)
+        yield from found
+    except (*_UNREADABLE, OSError, sqlite3.Error) as error:
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
         raise ValueError(
@@ -225,8 +411,8 @@ def read_structures(path: Path | str) -> Iterator[tuple[str, Any]]:
 
 
 def _read_file(path: Path) -> Iterable[tuple[str, Any]]:
-    suffix = path.suffix.lower()
-    if suffix == ".csv" or path.name.endswith(".csv.gz"):
+    stem, suffix = _kind(path)
+    if suffix == ".csv":
         rows, problems = read_cdvae_csv(path)
         total, found = len(rows) + len(problems), []
         for row in rows:
@@ -244,47 +430,50 @@ def _read_file(path: Path) -> Iterable[tuple[str, Any]]:
                 stacklevel=2,
             )
         return found
-    if suffix == ".cif":
-        return [(path.stem, parse_cif(path.read_text(encoding="utf-8", errors="replace")))]
-    if suffix in (".vasp", ".poscar") or path.name.upper().startswith(("POSCAR", "CONTCAR")):
-        from pymatgen.io.vasp import Poscar
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what it warns of is refused below
-            poscar = Poscar.from_file(str(path), check_for_potcar=False)
-        if not poscar.true_names:  # pymatgen would call them H, He, Li in turn
-            raise ValueError("it does not name its elements")
-        return [(path.stem, poscar.structure)]
     if suffix == ".db":
-        return _numbered(path, _database_rows(path))
-    import ase.io
-
-    kind = {".xyz": "extxyz", ".extxyz": "extxyz"}.get(suffix)
-    return _numbered(path, ase.io.iread(path, index=":", format=kind))
-
-
-def _database_rows(path: Path) -> Iterator[Any]:
-    """Yield the rows of an ASE database as Atoms, a thousand in memory at a time."""
-    from ase.db import connect
-
-    database, last = connect(path, use_lock_file=False), 0
-    while rows := list(database.select(f"id>{last}", sort="id", limit=1_000)):
-        for row in rows:
-            yield row.toatoms(add_additional_information=True)
-        last = rows[-1].id
+        return _numbered(stem, _database_rows(path))
+    if suffix in (".xyz", ".extxyz"):
+        return _numbered(stem, _xyz_frames(path))
+    text = read_text(path, _LONGEST_FILE, errors="replace")
+    if suffix == ".cif":
+        return [(stem, parse_cif(text))]
+    return [(stem, _parse_poscar(text))]
 
 
-def _numbered(path: Path, frames: Iterator[Any]) -> Iterator[tuple[str, Any]]:
+def _numbered(stem: str, frames: Iterator[Any]) -> Iterator[tuple[str, Any]]:
     """Yield frames under the name of their file, with numbers if there are several."""
     some = list(islice(frames, 2))
     many = len(some) > 1
     for number, atoms in enumerate(chain(some, frames)):
-        yield (f"{path.stem}-{number}" if many else path.stem), atoms
+        yield (f"{stem}-{number}" if many else stem), atoms
+
+
+def _kind(path: Path) -> tuple[str, str]:
+    """Return the name without its endings, and the ending that says what a file holds.
+
+    Raises:
+        ValueError: If no ending of :data:`SUFFIXES` does. What a file holds is never guessed from
+            its content: that would reach readers which run code.
+    """
+    name = path.name[: -len(".gz")] if path.suffix.lower() == ".gz" else path.name
+    stem, suffix = Path(name).stem, Path(name).suffix.lower()
+    if suffix in SUFFIXES and not (suffix == ".db" and name != path.name):
+        return stem, suffix
+    if name.upper().startswith(("POSCAR", "CONTCAR")):
+        return stem, ".poscar"
+    raise ValueError(
+        f"{path} is of no known kind: expected a name ending in {', '.join(SUFFIXES)} (all but .db "
+        "also with .gz), or called POSCAR or CONTCAR; rename or convert it"
+    )
 
 
 def _looks_readable(path: Path) -> bool:
-    named = path.name.upper().startswith(("POSCAR", "CONTCAR"))
-    return not path.name.startswith(".") and (named or path.suffix.lower() in SUFFIXES)
+    if path.name.startswith("."):
+        return False
+    try:
+        return bool(_kind(path))
+    except ValueError:
+        return False
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ import itertools
 import json
 import pickle
 import shutil
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ torch = pytest.importorskip("torch")
 d3rlpy = pytest.importorskip("d3rlpy")
 pytest.importorskip("torch_geometric")
 
+from d3rlpy import load_learnable  # noqa: E402
 from d3rlpy.algos import DiscreteBCConfig, DiscreteCQLConfig, DQNConfig  # noqa: E402
 from d3rlpy.torch_utility import TorchMiniBatch  # noqa: E402
 from made_crystals import perovskite, replaced  # noqa: E402
@@ -734,7 +736,7 @@ def test_missing_or_foreign_files_are_refused(broken, tmp_path):
         load_saved_policy(tmp_path / "nothing")
     with pytest.raises(ValueError, match=r"pickle.*load_learnable"):
         load_saved_policy(tmp_path / "model.d3")
-    with pytest.raises(ValueError, match="is a file"):
+    with pytest.raises(ValueError, match=r"no folder of save_policy.*load_learnable"):
         load_saved_policy(broken / "weights.pt")
     (broken / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not the configuration"):
@@ -758,3 +760,51 @@ def test_the_bundled_policy_acts_by_the_target_and_is_small():
     low, high = (rollout(policy, task, target) for target in (0.5, 5.0))
     assert (low != high).any()
     assert accuracy(low, task.reference) > 0.15  # the majority element: 0.11
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        {"type": "vector", "params": {"hidden_units": [10**6, 10**6]}},
+        {"type": "vector", "params": {"hidden_units": [10**12]}},
+        {"type": "os:system", "params": {}},
+    ],
+    ids=["product", "width", "type"],
+)
+def test_a_network_larger_than_its_weights_is_not_built(broken, encoder):
+    config = json.loads((broken / "config.json").read_text())
+    config["algorithm"]["config"]["params"]["encoder_factory"] = encoder
+    edit(broken, algorithm=config["algorithm"])
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match=r"config\.json names the algorithm|does not fit") as error:
+        load_saved_policy(broken)
+    assert time.monotonic() - begun < 3
+    assert "\n" not in str(error.value)
+
+
+def test_weights_under_another_name_are_not_unpickled(broken, tmp_path):
+    class Touches:
+        def __reduce__(self):
+            return open, (str(tmp_path / "owned"), "w")
+
+    for content in (pickle.dumps(Touches()), b"PK\x03\x04" + pickle.dumps(Touches())):
+        (broken / "weights.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"weights\.pt"):
+            load_saved_policy(broken)
+        (tmp_path / "renamed").write_bytes(content)
+        with pytest.raises(ValueError, match="pickles that can run any code"):
+            load_policy(tmp_path / "renamed")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_d3rlpy_file_of_one_s_own_can_be_converted_as_the_error_says(tmp_path):
+    algorithm = DiscreteCQLConfig().create(device=False)
+    algorithm.create_impl((25,), N_ELEMENTS)
+    algorithm.save(str(tmp_path / "mine.d3"))
+    with pytest.raises(ValueError, match=r"save_policy\(d3rlpy\.load_learnable\(path\), folder\)"):
+        load_policy(tmp_path / "mine.d3")
+    save_policy(load_learnable(str(tmp_path / "mine.d3")), tmp_path / "policy")
+    rows = np.zeros((3, 25), np.float32)
+    assert load_policy(tmp_path / "policy").predict(rows).tolist() == (
+        algorithm.predict(rows).tolist()
+    )

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import os
 import re
 import tarfile
 
@@ -10,6 +11,7 @@ import pytest
 from espresso_helpers import saying, stub, upf, write_upf
 
 from crystal_gym.oracles.espresso import Pseudopotential, Pseudopotentials
+from crystal_gym.oracles.espresso import pseudopotentials as module
 from crystal_gym.oracles.espresso.oracle import find_pw, pw_version
 from crystal_gym.oracles.espresso.pseudopotentials import default_folder, install, manifest
 
@@ -338,6 +340,32 @@ def test_a_file_too_large_for_a_pseudopotential_is_not_unpacked(tmp_path):
     (tmp_path / "a.tar").write_bytes(huge.tobuf() + b"\0" * 10_240)
     with pytest.raises(ValueError, match="Si.UPF of 51,000,000 bytes as file 1: expected at most"):
         install(tmp_path / "a.tar", tmp_path / "upf")
+
+
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz"])
+def test_an_archive_that_expands_to_too_much_is_not_unpacked(tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(module, "_MAX_BYTES", 5_000_000)
+    with tarfile.open(tmp_path / "a.tar", f"w:{ending}") as archive:
+        for number in range(6):
+            member = tarfile.TarInfo(f"README{number}")
+            member.size = 1_000_000
+            archive.addfile(member, io.BytesIO(bytes(member.size)))
+    assert (tmp_path / "a.tar").stat().st_size < 20_000
+    with pytest.raises(ValueError, match=r"a\.tar holds more than 5,000,000 bytes"):
+        install(tmp_path / "a.tar", tmp_path / "upf")
+    assert not (tmp_path / "upf").exists()
+
+
+def test_an_archive_of_very_many_files_is_not_unpacked(tmp_path):
+    archive = write_archive(tmp_path / "a.tar.gz", [(f"README{i}", "x") for i in range(501)])
+    with pytest.raises(ValueError, match="as file 501: expected at most 500 files"):
+        install(archive, tmp_path / "upf")
+
+
+def test_a_pipe_among_pseudopotentials_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "Si.UPF")
+    with pytest.raises(ValueError, match=r"Si\.UPF is no regular file"):
+        Pseudopotentials(tmp_path)["Si"]
 
 
 @pytest.mark.data

@@ -4,12 +4,15 @@ import gzip
 import hashlib
 import http.server
 import os
+import sys
 import threading
 
 import pytest
 from made_crystals import cif_text, rocksalt, wurtzite
 
 from crystal_gym.datasets.fetch import MP20_FILES, SourceFile, fetch, sha256_of
+
+module = sys.modules["crystal_gym.datasets.fetch"]  # the package exports its function fetch
 
 CSV = f'cif\n"{cif_text(rocksalt())}"\n"{cif_text(wurtzite())}"\n'.encode()
 CSV_SHA256 = hashlib.sha256(CSV).hexdigest()
@@ -24,6 +27,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         settings = self.server.settings
         self.server.requests.append(self.headers.get("Range"))
+        if self.path in settings.get("redirects", {}):
+            self.send_response(302)
+            self.send_header("Location", settings["redirects"][self.path])
+            self.end_headers()
+            return
         content = settings["files"].get(self.path)
         if content is None:
             self.send_error(404)
@@ -51,8 +59,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server():
-    """Return a local HTTP server; ``settings`` say how it behaves."""
+def server(monkeypatch):
+    """Return a local HTTP server, allowed for once; ``settings`` say how it behaves."""
+    monkeypatch.setattr(module, "_SCHEMES", ("http", "https"))
+    monkeypatch.setattr(module, "_PAUSES_S", ())
     instance = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     instance.settings = {"files": {"/train.csv": CSV}}
     instance.requests = []
@@ -182,9 +192,64 @@ def test_an_address_that_does_not_answer_is_one_sentence(server, tmp_path):
 
 def test_a_huge_file_is_refused_before_it_is_read(server, goal, tmp_path):
     server.settings["claimed"] = 10**12
-    with pytest.raises(ValueError, match="1,000,000,000,000 bytes: expected at most"):
+    with pytest.raises(ValueError, match="1,000,000,000,000 bytes or more: expected at most"):
         run([source_file(server)], target=tmp_path / "raw")
     assert not goal.exists()
+
+
+def test_a_huge_file_that_does_not_say_so_is_refused_while_it_is_read(
+    server, goal, tmp_path, monkeypatch
+):
+    server.settings["length"] = False
+    monkeypatch.setattr(module, "_MAX_BYTES", len(CSV) - 1)
+    with pytest.raises(ValueError, match="bytes or more: expected at most"):
+        run([source_file(server)], target=tmp_path / "raw")
+    assert os.listdir(goal.parent) == []
+
+
+def test_a_connection_that_breaks_off_is_tried_again(server, goal, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_PAUSES_S", (0.0, 0.0))
+    server.settings["break_off"] = 1 + len(CSV) // 3
+    run([source_file(server)], target=tmp_path / "raw")
+    assert goal.read_bytes() == CSV
+    assert len(server.requests) == 3
+
+
+def test_what_a_server_has_answered_is_not_asked_again(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_PAUSES_S", (0.0, 0.0))
+    server.settings["files"].clear()
+    with pytest.raises(ConnectionError, match="404"):
+        run([source_file(server)], target=tmp_path / "raw")
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1/a.csv", "ftp://x/a.csv", "file:///etc/passwd"])
+def test_only_https_is_fetched(tmp_path, url):
+    with pytest.raises(ValueError, match="expected an address that begins with https://"):
+        run([SourceFile("mp20/train.csv", url)], target=tmp_path / "raw")
+
+
+@pytest.mark.parametrize("address", ["ftp://127.0.0.1/a", "file:///etc/passwd", "gopher://x"])
+def test_a_redirect_to_something_else_is_not_followed(server, goal, tmp_path, address):
+    server.settings["redirects"] = {"/train.csv": address}
+    with pytest.raises((ValueError, ConnectionError), match=r"is not fetched: expect|not allowed"):
+        run([source_file(server)], target=tmp_path / "raw")
+    assert os.listdir(goal.parent) == []
+
+
+def test_a_redirect_to_http_is_not_followed(server, tmp_path, monkeypatch):
+    server.settings["redirects"] = {"/train.csv": f"{server.url}/other.csv"}
+    server.settings["files"]["/other.csv"] = CSV
+    run([source_file(server)], target=tmp_path / "raw")  # as long as http is allowed
+    allowed = module._require_https
+
+    def first_only(url):
+        allowed(url)
+        monkeypatch.setattr(module, "_SCHEMES", ("https",))
+
+    monkeypatch.setattr(module, "_require_https", first_only)
+    with pytest.raises(ValueError, match=r"other\.csv is not fetched: expected .* https://"):
+        run([source_file(server)], target=tmp_path / "other")
 
 
 def test_a_pickle_with_code_is_refused_and_its_code_does_not_run(server, tmp_path):

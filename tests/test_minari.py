@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import math
 import os
 import pickle
@@ -22,7 +23,7 @@ from pymatgen.core import Element, Structure
 from crystal_gym.cli import main
 from crystal_gym.datasets import minari_io
 from crystal_gym.datasets.build import build_mini, build_mp20, labelled_table
-from crystal_gym.datasets.minari_io import read_trajectories, write_dataset
+from crystal_gym.datasets.minari_io import load_trajectories, read_trajectories, write_dataset
 from crystal_gym.datasets.trajectories import plan_trajectories
 from crystal_gym.elements import ELEMENTS
 from crystal_gym.envs.observations import make_form
@@ -308,6 +309,122 @@ def test_a_dataset_of_another_form_is_refused(made_set):
     dataset = SimpleNamespace(id="packed-v0", observation_space=space)
     with pytest.raises(ValueError, match="packed-v0 does not hold compact observations"):
         read_trajectories(dataset)
+
+
+# -- datasets from elsewhere ----------------------------------------------------------------------
+
+
+def spec_that_runs(marker):
+    return json.dumps(
+        {
+            "id": "CrystalFill-v0",
+            "entry_point": "subprocess:check_call",
+            "kwargs": {"args": ["touch", str(marker)]},
+            "additional_wrappers": [],
+            **dict.fromkeys(("reward_threshold", "max_episode_steps", "vector_entry_point")),
+            **dict.fromkeys(("nondeterministic", "disable_env_checker"), False),
+            "order_enforce": True,
+        }
+    )
+
+
+@pytest.fixture
+def hostile(empty_minari, card, table, trajectories):
+    """Return a function that changes the metadata of a dataset, and its folder."""
+    folder = write_dataset(card("crystal-hostile-v0"), trajectories, table)
+
+    def change(**changes):
+        path = folder / "metadata.json"
+        metadata = {**json.loads(path.read_text()), **changes}
+        metadata = {k: v for k, v in metadata.items() if v is not ...}
+        path.write_text(json.dumps(metadata))
+
+    return change, folder
+
+
+@pytest.mark.parametrize("spaces", [{}, {"observation_space": ...}], ids=["spaces", "no space"])
+def test_the_environment_that_a_dataset_names_is_not_run(hostile, tmp_path, spaces):
+    change, folder = hostile
+    change(env_spec=spec_that_runs(tmp_path / "owned"), **spaces)
+    (folder / "skeletons.npz").unlink()
+    with pytest.raises(ValueError, match=r"cannot be used \("):
+        load_trajectories("crystal-hostile-v0")
+    assert not (tmp_path / "owned").exists()
+    with pytest.raises(TypeError):  # Minari alone runs it: what is tested here is no dead letter
+        minari.load_dataset("crystal-hostile-v0").recover_environment()
+    assert (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"data_format": "arrow"}, "its format is 'arrow'"),
+        ({"total_episodes": 10**12}, "its total_episodes is 1000000000000"),
+        ({"total_steps": -1}, "its total_steps is -1"),
+        ({"action_space": 3}, "its action_space is no text"),
+        ({"action_space": '{"type": "Box", "shape": [1000000000000]}'}, "dtype"),
+        ({"observation_space": "[" * 100_000}, "recursion"),
+        ({"minari_version": "99"}, "does not support"),
+        ({"env_spec": "{}"}, "entry_point"),
+        ({"dataset_id": ...}, "dataset_id"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_metadata_of_no_dataset_are_refused_in_one_sentence(hostile, changes, expected):
+    change, _ = hostile
+    change(**changes)
+    with pytest.raises(ValueError, match=rf"cannot be used \(.*{expected}") as error:
+        minari_io.open_dataset("crystal-hostile-v0")
+    assert "\n" not in str(error.value)
+
+
+def huge(group):
+    del group["actions"]
+    group.create_dataset("actions", shape=(10**12,), dtype="i8", chunks=(1024,))
+
+
+def elsewhere(group):
+    del group["actions"]
+    group["actions"] = h5py.ExternalLink("/dev/zero", "/x")
+
+
+def outside(group):
+    del group["actions"]
+    group.create_dataset("actions", (2,), "i8", external=[("/dev/zero", 0, h5py.h5f.UNLIMITED)])
+
+
+def no_group(group):
+    del group["observations"]
+    group["observations"] = 3
+
+
+def wrong_site(group):
+    group["observations/focus"][0, 0] = 77
+
+
+def wrong_skeleton(group):
+    group["observations/skeleton"][...] = 3000
+
+
+def no_number(group):
+    group.attrs["options/band_gap_ev"] = "wide"
+
+
+@pytest.mark.parametrize(
+    "change", [huge, elsewhere, outside, no_group, wrong_site, wrong_skeleton, no_number]
+)
+def test_a_hostile_episode_is_refused(hostile, change):
+    _, folder = hostile
+    with h5py.File(folder / "main_data.hdf5", "r+") as file:
+        change(file["episode_2"])
+    with pytest.raises(ValueError, match=r"crystal-hostile-v0 cannot be read \("):
+        load_trajectories("crystal-hostile-v0")
+
+
+@pytest.mark.parametrize("dataset_id", ["../../x-v0", "/tmp/x-v0", "a/../../b-v0", "x", ""])
+def test_a_dataset_id_does_not_lead_out_of_its_folder(dataset_id):
+    with pytest.raises(ValueError, match="is not of Minari's form"):
+        dataset_dir(dataset_id)
 
 
 # -- whole or not at all ------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from crystal_gym.envs.observations import (
     PackedLayout,
     compact_rows,
     make_form,
+    require_rows,
 )
 
 # Each decoder turns an observation into the same plain dictionary, by the documented layout only.
@@ -219,3 +220,56 @@ def test_the_slices_of_a_layout_follow_each_other_without_gaps():
     assert [s.stop for s in slices[:-1]] == [s.start for s in slices[1:]]
     assert [s.stop - s.start for s in slices] == [4, 7, 7, 7, 21]
     assert slices[-1].stop == layout.width
+
+
+# -- rows from elsewhere --------------------------------------------------------------------------
+
+
+def some_rows(form, skeletons):
+    if form == "compact":
+        tokens = np.zeros((2, skeletons.max_sites), np.int16)
+        return compact_rows(skeletons, [0, 1], tokens, [0, 1], [3.0, 1.0])
+    encoded = make_form("packed", skeletons, conditional=True)
+    rows = [
+        encoded.encode(encoded.prepare(s), np.zeros(s.n_sites, np.int16), 0, 3.0)
+        for s in skeletons[:2]
+    ]
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("form", ["compact", "packed"])
+def test_rows_of_states_pass_with_rows_of_zeros_among_them(made_set, form):
+    rows = some_rows(form, made_set)
+    require_rows(rows)
+    require_rows(np.concatenate([rows, np.zeros_like(rows)]))
+    require_rows(np.zeros_like(rows))
+    require_rows(rows[:0])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 1e9])
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [("compact", n) for n in COMPACT_HEADER]
+    + [("compact", "tokens")]
+    + [("packed", n) for n in PACKED_HEADER if n not in ("a", "b", "c", "alpha", "beta", "gamma")]
+    + [("packed", n) for n in ("tokens", "source", "target")],
+)
+def test_a_number_out_of_its_range_is_refused(made_set, form, name, value):
+    rows = some_rows(form, made_set)
+    header = COMPACT_HEADER if form == "compact" else PACKED_HEADER
+    if name in header:
+        rows[1, header.index(name)] = value
+    elif form == "compact":
+        rows[1, len(header)] = value
+    else:
+        rows[1, getattr(PackedLayout.of_rows(rows), name).start] = value
+    with pytest.raises(ValueError, match="."):
+        require_rows(rows)
+
+
+@pytest.mark.parametrize("form", ["compact", "packed"])
+def test_rows_cut_short_are_refused(made_set, form):
+    rows = some_rows(form, made_set)
+    for width in (0, 1, 10):
+        with pytest.raises(ValueError, match="rows"):
+            require_rows(rows[:, :width])

@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 from made_crystals import perovskite, rocksalt
+from monty.serialization import loadfn
 from pymatgen.core import Lattice, Structure
 from pymatgen.entries.computed_entries import ComputedEntry
 
-from crystal_gym.relaxation import Relaxer, largest_move
+from crystal_gym.relaxation import Relaxer, _hull, largest_move
 
 pytest.importorskip("chgnet", reason="the potential is not installed: pip install .[relax]")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the potential's own packages
@@ -52,3 +53,17 @@ def test_moves_are_measured_across_the_border_and_without_drift():
     drifted = before.copy()
     drifted.translate_sites([0, 1], np.array([0.3, 0.2, 0.6]))
     assert largest_move(before, drifted) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_references_import_nothing(tmp_path, monkeypatch):
+    (tmp_path / "named_by_json.py").write_text(
+        f"open({str(tmp_path / 'owned')!r}, 'w').close()\nclass Entry: pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "references.json"
+    path.write_text(json.dumps([{"@module": "named_by_json", "@class": "Entry"}]))
+    with pytest.raises(ValueError, match="holds no references .*: expected a JSON list"):
+        _hull(path)
+    assert not (tmp_path / "owned").exists()
+    loadfn(path)  # pymatgen's way: the module is imported
+    assert (tmp_path / "owned").exists()

@@ -9,6 +9,7 @@ import pytest
 from chromium import shown
 from made_crystals import perovskite, rocksalt, wurtzite
 
+from crystal_gym.cli import main
 from crystal_gym.report import design_report
 from crystal_gym.report.crystals import scene
 from crystal_gym.report.design import charges_text
@@ -132,6 +133,60 @@ def test_a_page_without_figures_and_hostile_text(tmp_path):
         assert page.inner_text("h1") == hostile
         assert page.inner_text("h2") == hostile
         assert page.locator(".plot .bars path").count() == 1
+
+
+def leaves(value, path=()):
+    if isinstance(value, (dict, list)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            yield from leaves(inner, (*path, key))
+    else:
+        yield path
+
+
+def test_no_value_of_a_given_design_json_becomes_markup(results, tmp_path):
+    hostile = "</script><img src=x onerror=alert(1)>"
+    (tmp_path / "design.json").write_text(json.dumps(results))
+    assert main(["report", str(tmp_path)]) == 0
+    plain = json.loads(json.dumps(results))
+    shown_in = 0
+    for path in leaves(plain):
+        changed = json.loads(json.dumps(plain))
+        *outer, last = path
+        place = changed
+        for key in outer:
+            place = place[key]
+        place[last] = hostile
+        (tmp_path / "design.json").write_text(json.dumps(changed))
+        (tmp_path / "report.html").unlink(missing_ok=True)
+        if main(["report", str(tmp_path)]) == 0:
+            text = (tmp_path / "report.html").read_text()
+            assert "<img" not in text, path
+            shown_in += "img src" in text
+    assert shown_in >= 10  # names, formulas, charges, settings: most text is shown
+
+
+def test_a_crystal_called_like_a_script_is_shown_by_its_name(results, tmp_path):
+    name = "<script>document.title='owned'</script>"
+    results["source"]["name"] = name
+    results["candidates"][0]["formula"] = "<img src=x onerror=document.title='owned'>"
+    design_report(results, tmp_path / "report.html")
+    with shown(tmp_path / "report.html") as page:
+        assert page.inner_text("h1") == f"Compounds designed on {name}"
+        page.wait_for_timeout(300)
+        assert page.title() == f"Compounds designed on {name}"
+        assert page.locator("table img").count() == 0
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", '{"source": 1}', "[" * 100_000])
+def test_results_that_no_command_wrote_are_one_sentence(tmp_path, capsys, text):
+    for name in ("design.json", "results.json"):
+        (tmp_path / name).write_text(text)
+        assert main(["report", str(tmp_path)]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith(f"crystal-gym: {tmp_path} cannot be shown (")
+        assert said.count("\n") == 1
+        (tmp_path / name).unlink()
 
 
 def test_scenes_show_whole_cells():

@@ -1,6 +1,8 @@
 """`crystal_gym.structures`: crystals as people have them, and what is wrong with some."""
 
 import gzip
+import os
+import time
 
 import ase.db
 import ase.io
@@ -259,13 +261,131 @@ def test_another_kind_of_object_is_refused():
         ("empty.vasp", b""),
         ("text.xyz", b"hello\n"),
         ("text.db", b"hello " * 200),
-        ("text.txt", b"hello\n"),
     ],
 )
 def test_a_garbage_file_is_refused_by_name(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name} cannot be read .*: expected a complete CIF"):
         load_skeletons(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["text.txt", "a.traj", "a.json", "a.py", "a.gz", "a.db.gz", "a"])
+def test_what_a_file_holds_is_never_guessed(tmp_path, name):
+    (tmp_path / name).write_text(SALT_CIF)
+    with pytest.raises(ValueError, match=rf"{name} is of no known kind: expected a name ending"):
+        list(read_structures(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["a.cif.gz", "POSCAR.gz", "a.vasp.gz", "a.xyz.gz"])
+def test_gzipped_structures_are_read_and_may_not_expand_to_more_than_plain_ones(tmp_path, name):
+    atoms = AseAtomsAdaptor.get_atoms(rocksalt())
+    ase.io.write(tmp_path / "plain.xyz", atoms, format="extxyz")
+    text = {"cif": SALT_CIF, "xyz": (tmp_path / "plain.xyz").read_text()}.get(
+        name.split(".")[-2], Poscar(rocksalt()).get_str()
+    )
+    (tmp_path / name).write_bytes(gzip.compress(text.encode()))
+    assert_same_cell(read_one(tmp_path / name)[1], rocksalt())
+    (tmp_path / name).write_bytes(gzip.compress(b"0" * 200_000_000))
+    with pytest.raises(ValueError, match=r"(holds|a line of) more than 1"):
+        list(read_structures(tmp_path / name))
+
+
+def sites(count):
+    return "".join(f"Na Na{i} 0.{i:06d} 0.5 0.5\n" for i in range(count))
+
+
+ATOMS = "loop_\n" + "\n".join(
+    f"_atom_site_{name}" for name in ("type_symbol", "label", "fract_x", "fract_y", "fract_z")
+)
+OPERATION = "x,y,z\n"
+CUBE = "data_x\n" + "".join(
+    f"_cell_length_{a} 90\n_cell_angle_{b} 90\n"
+    for a, b in zip("abc", ("alpha", "beta", "gamma"), strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"{CUBE}{ATOMS}\n{sites(1_000_000)}", "holds more than 1,000,000 bytes"),
+        (f"{CUBE}{ATOMS}\n{sites(20_000)}", "20,000 positions .*expected at most 6,000"),
+        (f"{CUBE}_symmetry_space_group_name_H-M 'F m -3 m'\n{ATOMS}\n{sites(100)}", "positions"),
+        (
+            f"{CUBE}loop_\n_symmetry_equiv_pos_as_xyz\n{999 * OPERATION}{ATOMS}\nNa a 0 0 0",
+            "999 symmetry operations: expected at most 192",
+        ),
+        (CUBE + "'a " * 300_000, "a line with 300,000 quotes"),
+        (f"data_x\n_cell_length_a\n;\n{'(' * 900_000}\n;\n", "_cell_length_a of 900,001"),
+        (CUBE.replace("length_a 90", "length_a nan") + f"{ATOMS}\nNa Na 0 0 0\n", "finite"),
+        (CUBE.replace("length_a 90", "length_a 1e308") + f"{ATOMS}\nNa Na 0 0 0\n", "of 1e"),
+        (f"{CUBE}{ATOMS}\nNa Na nan 0 0\n", "finite|read|of 1e"),
+        (f"{CUBE}{ATOMS}\nNa Na inf 0 0\n", "finite|read|of 1e"),
+        (CUBE.replace("length_a 90", "length_a 0") + f"{ATOMS}\nNa Na 0 0 0\n", "volume|read"),
+    ],
+    ids=[
+        "a million sites", "too many sites", "a space group", "operations", "quotes", "a value",
+        "nan cell", "1e308 cell", "nan", "inf", "flat cell",
+    ],
+)  # fmt: skip
+def test_a_hostile_cif_is_refused_at_once(tmp_path, text, expected):
+    (tmp_path / "a.cif").write_text(text)
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match=expected) as error:
+        load_skeletons(tmp_path / "a.cif")
+    assert time.monotonic() - begun < 2
+    assert "\n" not in str(error.value)
+
+
+HEAD = "x\n1.0\n4 0 0\n0 4 0\n0 0 4\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("POSCAR", f"{HEAD}Na\n1000000000\ndirect\n0 0 0\n", "announces 1,000,000,000 sites"),
+        ("POSCAR", f"{HEAD}Na\n1\ndirect\n1e308 0 nan\n", "finite|read|of 1e"),
+        (
+            "POSCAR",
+            HEAD.replace("4 0 0", "1e308 0 0") + "Na\n1\ndirect\n0 0 0\n",
+            "finite|read|of 1e",
+        ),
+        ("POSCAR", HEAD.replace("0 4 0", "4 0 0") + "Na\n1\ndirect\n0 0 0\n", "volume"),
+        ("POSCAR", HEAD.replace("4 0 0", "9999 0 0") + "Na\n1\ndirect\n0 0 0\n", "too long for"),
+        ("a.xyz", "1000000000\nx\nNa 0 0 0\n", "frame 0 has 1,000,000,000 sites"),
+        ("a.xyz", "1\nProperties=species:S:1:pos:R:99999999\nNa 0 0 0\n", "number of columns"),
+        ("a.xyz", '1\nLattice="4 0 0 0 4 0 0 0 nan"\nNa 0 0 0\n', "finite|read|of 1e"),
+        ("a.xyz", '1\nLattice="4 0 0 0 4 0 0 0 4"\nNa 1e308 0 inf\n', "finite|read|of 1e"),
+    ],
+)
+def test_other_hostile_structures_are_refused(tmp_path, name, text, expected):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=expected) as error:
+        load_skeletons(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_skewed_cell_of_a_usual_lattice_is_read():
+    skewed = rocksalt()
+    skewed.make_supercell([[1, 0, 0], [0, 1, 0], [90, 0, 1]])
+    assert_same_cell(cell_from_structure(skewed), rocksalt())
+
+
+@pytest.mark.parametrize("name", ["a.cif", "POSCAR", "a.xyz", "a.db", "a.csv", "a.cif.gz"])
+def test_pipes_and_devices_are_refused_instead_of_read_for_ever(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} is no regular file: expected a file"):
+        list(read_structures(tmp_path / name))
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=f"{name} is no regular file: expected a file"):
+        list(read_structures(tmp_path / name))
+
+
+def test_an_empty_database_stays_empty(tmp_path):
+    (tmp_path / "a.db").write_bytes(b"")
+    with pytest.raises(ValueError, match="it is no ASE database"):
+        list(read_structures(tmp_path / "a.db"))
+    assert (tmp_path / "a.db").stat().st_size == 0
 
 
 def test_a_truncated_gzip_is_refused(tmp_path):

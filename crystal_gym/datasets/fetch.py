@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import http.client
 import shutil
+import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -25,6 +28,9 @@ _DESIGN = "https://raw.githubusercontent.com/chandar-lab/crystal-design"
 
 _MAX_BYTES = 500_000_000
 _CHUNK = 1 << 20
+_SCHEMES = ("https",)
+_PAUSES_S = (1.0, 4.0)
+"""Before each new attempt at a download that broke off."""
 
 
 @dataclass(frozen=True)
@@ -190,17 +196,48 @@ def _is_sound(file: SourceFile, path: Path) -> bool:
     return True
 
 
+class _SecureRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to HTTPS only: elsewhere anyone on the way could answer."""
+
+    def redirect_request(self, *arguments: Any) -> urllib.request.Request | None:
+        """Return the request for the new address.
+
+        Raises:
+            ValueError: If it is not HTTPS.
+        """
+        _require_https(arguments[-1])
+        return super().redirect_request(*arguments)
+
+
+def _require_https(url: str) -> None:
+    if urllib.parse.urlsplit(url).scheme not in _SCHEMES:
+        raise ValueError(f"{url} is not fetched: expected an address that begins with https://")
+
+
 def _stream(url: str, partial: Path, progress: bool) -> None:
-    """Append what is missing of ``url`` to ``partial``."""
+    """Append what is missing of ``url`` to ``partial``, trying again where a connection fails."""
+    _require_https(url)
+    for pause in _PAUSES_S:
+        try:
+            return _attempt(url, partial, progress)
+        except ConnectionError as error:
+            if isinstance(error.__cause__, urllib.error.HTTPError):
+                raise  # the server has answered, and will answer the same again
+            time.sleep(pause)
+    _attempt(url, partial, progress)
+
+
+def _attempt(url: str, partial: Path, progress: bool) -> None:
     start = partial.stat().st_size if partial.exists() else 0
     headers = {"User-Agent": "crystal-gym", **({"Range": f"bytes={start}-"} if start else {})}
     request = urllib.request.Request(url, headers=headers)
+    opener = urllib.request.build_opener(_SecureRedirects)
     try:
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with opener.open(request, timeout=60) as response:
             resumed = response.status == 206
-            total = int(response.headers.get("Content-Length") or 0) + (start if resumed else 0)
-            if total > _MAX_BYTES:
-                raise ValueError(f"{url} is {total:,} bytes: expected at most {_MAX_BYTES:,}")
+            length = response.headers.get("Content-Length", "")
+            total = (int(length) if length.isdecimal() else 0) + (start if resumed else 0)
+            _require_small(url, total)
             with (
                 open(partial, "ab" if resumed else "wb") as out,
                 tqdm(
@@ -213,6 +250,7 @@ def _stream(url: str, partial: Path, progress: bool) -> None:
                 ) as bar,
             ):
                 while chunk := response.read(_CHUNK):
+                    _require_small(url, out.tell() + len(chunk))  # whatever the header said
                     out.write(chunk)
                     bar.update(len(chunk))
                 received = out.tell()
@@ -228,11 +266,19 @@ def _stream(url: str, partial: Path, progress: bool) -> None:
                 error.errno, f"{partial} cannot be written ({error}): make room and try again"
             ) from error
         raise ConnectionError(_unreachable(url, error)) from error
+    except ValueError:
+        partial.unlink(missing_ok=True)  # too large: nothing to go on from
+        raise
     if total and received < total:
         raise ConnectionError(
             f"{url} broke off after {received:,} of {total:,} bytes: run the same command again, "
             "it goes on from there"
         )
+
+
+def _require_small(url: str, size: int) -> None:
+    if size > _MAX_BYTES:
+        raise ValueError(f"{url} has {size:,} bytes or more: expected at most {_MAX_BYTES:,}")
 
 
 def _unreachable(url: str, error: Exception) -> str:

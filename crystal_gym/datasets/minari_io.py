@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -34,11 +35,17 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import crystal_gym
+from crystal_gym.columns import (
+    require_columns,
+    require_range,
+    require_range_of_runs,
+    require_starts,
+)
 from crystal_gym.datasets.relabel import terminal_rewards
 from crystal_gym.datasets.trajectories import Trajectories
 from crystal_gym.elements import N_ELEMENTS
 from crystal_gym.envs.observations import make_form
-from crystal_gym.files import DAMAGED_NPZ, open_npz, save_npz, sha256_of
+from crystal_gym.files import DAMAGED_NPZ, open_npz, read_json, save_npz, sha256_of
 from crystal_gym.oracles import PropertyTable
 from crystal_gym.ragged import run_starts
 from crystal_gym.sets import dataset_dir, is_dataset_id, load_skeleton_file
@@ -51,6 +58,7 @@ __all__ = [
     "left_out",
     "load_trajectories",
     "lock_file",
+    "open_dataset",
     "read_trajectories",
     "require_dataset_id",
     "write_dataset",
@@ -382,6 +390,73 @@ def _smallest(integers: NDArray[np.int16]) -> NDArray[Any]:
     return integers.astype(np.int8) if fits else integers
 
 
+def open_dataset(dataset_id: str) -> minari.MinariDataset:
+    """Open a local dataset, after a look at what it asks for.
+
+    Metadata name the environment as ``module:function`` with arguments, and Minari calls it where
+    a space is missing: a dataset from elsewhere could call anything, so only ours is let through.
+
+    Raises:
+        ValueError: If it is not there, damaged, not HDF5, or names another environment.
+    """
+    folder = dataset_dir(dataset_id)
+    if not (folder / "metadata.json").exists():
+        raise ValueError(f"dataset {dataset_id!r} is not on this machine: expected it in {folder}")
+    metadata = read_json(folder / "metadata.json")
+    try:
+        _require_harmless(metadata)
+        return minari.load_dataset(dataset_id)
+    except _NO_DATASET as error:
+        reason = next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
+        raise ValueError(
+            f"dataset {dataset_id!r} in {folder} cannot be used ({reason}): expected one that "
+            "`crystal-gym data build` or `data export` wrote"
+        ) from error
+
+
+# What Minari and Gymnasium raise on metadata that neither wrote.
+_NO_DATASET = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    gym.error.Error,
+)
+
+
+def _require_harmless(metadata: Any) -> None:
+    """Refuse metadata that would run other code than ours, or that no dataset has.
+
+    Raises:
+        ValueError: If they do.
+        LookupError: If something is missing.
+        TypeError: If something is of another kind.
+    """
+    if metadata["data_format"] != "hdf5":
+        raise ValueError(f"its format is {metadata['data_format']!r}, not 'hdf5'")
+    for name in ("observation_space", "action_space"):
+        if not isinstance(metadata[name], str):
+            raise TypeError(f"its {name} is no text")
+    for name in ("total_episodes", "total_steps"):
+        if type(metadata[name]) is not int or not 0 <= metadata[name] <= _MOST_STEPS:
+            raise ValueError(f"its {name} is {metadata[name]!r}, not up to {_MOST_STEPS:,}")
+    ours = gym.spec("CrystalFill-v0")
+    for name in ("env_spec", "eval_env_spec"):
+        if metadata.get(name) is None:
+            continue
+        spec = json.loads(metadata[name])
+        if spec["entry_point"] != ours.entry_point or spec.get("additional_wrappers"):
+            raise ValueError(
+                f"its environment is {str(spec['entry_point'])[:100]!r}, not {ours.entry_point!r}"
+            )
+
+
 def load_trajectories(
     dataset: str | minari.MinariDataset | Trajectories, *, progress: bool = False
 ) -> Trajectories:
@@ -398,7 +473,7 @@ def load_trajectories(
                 f"{', '.join(sorted(local)) or 'none'}): run `crystal-gym data build mp20` or "
                 "`crystal-gym data build mini`"
             )
-        dataset = minari.load_dataset(dataset)
+        dataset = open_dataset(dataset)
     if isinstance(dataset, Trajectories):
         return dataset
     return read_trajectories(dataset, progress=progress)
@@ -423,7 +498,8 @@ def read_trajectories(dataset: minari.MinariDataset, progress: bool = False) -> 
     folder = Path(dataset.storage.data_path)
     skeletons = _skeletons_of(dataset, folder)
     columns = _load_columns(folder, skeletons)
-    if columns is not None:
+    beyond = int(np.max(dataset.episode_indices, initial=-1))
+    if columns is not None and beyond < len(columns):
         return columns.subset(dataset.episode_indices)
     return _read_episodes(dataset, folder, skeletons, progress)
 
@@ -432,6 +508,7 @@ def _skeletons_of(dataset: minari.MinariDataset, folder: Path) -> SkeletonSet:
     # Those the episodes were written with: a named set may since have become another one.
     if (folder / "skeletons.npz").exists():
         return load_skeleton_file(folder / "skeletons.npz")
+    _require_harmless(json.loads((folder / "metadata.json").read_text(encoding="utf-8")))
     env = dataset.recover_environment()
     skeletons: SkeletonSet = env.unwrapped.skeletons
     env.close()
@@ -459,7 +536,9 @@ def _load_columns(folder: Path, skeletons: SkeletonSet) -> Trajectories | None:
             if not _is_same_file(folder / _EPISODES, file):
                 return None
             names = [f.name for f in fields(Trajectories) if f.name != "skeletons"]
-            return Trajectories(skeletons=skeletons, **{name: file[name] for name in names})
+            columns = {name: file[name] for name in names}
+        _require_sound(columns, skeletons)
+        return Trajectories(skeletons=skeletons, **columns)
     except DAMAGED_NPZ:
         return None  # a damaged copy costs time: the episodes are read one by one
 
@@ -471,36 +550,92 @@ def _is_same_file(path: Path, noted: Mapping[str, NDArray[Any]]) -> bool:
     return str(noted["hdf5_sha256"]) == sha256_of(path)
 
 
+def _require_sound(columns: Mapping[str, NDArray[Any]], skeletons: SkeletonSet) -> None:
+    """Refuse columns of episodes that do not fit together or to their skeletons.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    episodes, steps = columns["skeleton"].size, columns["actions"].size
+    require_columns(
+        columns,
+        {
+            "skeleton": ("i", (episodes,)),
+            "step_ptr": ("i", (episodes + 1,)),
+            "traversal": ("i", (steps,)),
+            "actions": ("i", (steps,)),
+            **{name: ("f", (episodes,)) for name in _PROPERTIES},
+        },
+    )
+    require_starts("step_ptr", columns["step_ptr"], steps)
+    require_range("skeleton", columns["skeleton"], 0, len(skeletons))
+    n_sites = skeletons.n_sites[columns["skeleton"]]
+    if np.any(np.diff(columns["step_ptr"]) != n_sites):
+        raise ValueError("an episode has another number of steps than its skeleton has sites")
+    require_range_of_runs("traversal", columns["traversal"], columns["step_ptr"], n_sites)
+    require_range("actions", columns["actions"], 0, N_ELEMENTS)
+
+
 def _read_episodes(
     dataset: minari.MinariDataset, folder: Path, skeletons: SkeletonSet, progress: bool
 ) -> Trajectories:
     numbers, orders, actions, properties = [], [], [], []
-    with h5py.File(folder / _EPISODES, "r") as file:
-        for episode in tqdm(
-            dataset.episode_indices, desc="reading", unit="episode", disable=not progress
-        ):
-            group = file[f"episode_{episode}"]
-            try:
-                properties.append([group.attrs[f"options/{name}"] for name in _PROPERTIES])
-            except KeyError as error:
-                raise ValueError(
-                    f"episode {episode} of {dataset.id} has no {error.args[0]}: expected the "
-                    "properties of the finished crystal in its metadata; build the dataset again"
-                ) from error
-            numbers.append(group["observations/skeleton"][0, 0])
-            orders.append(group["observations/focus"][:-1, 0])
-            actions.append(group["actions"][()])
-    columns = np.array(properties, dtype=np.float64).T
-    return Trajectories(
-        skeletons=skeletons,
-        skeleton=np.array(numbers, dtype=np.int64),
-        step_ptr=run_starts([len(a) for a in actions]),
-        traversal=np.concatenate(orders).astype(np.int16),
-        actions=np.concatenate(actions).astype(np.int16),
-        **dict(zip(_PROPERTIES, columns, strict=True)),
-    )
+    episode = -1
+    try:
+        with h5py.File(folder / _EPISODES, "r") as file:
+            for episode in tqdm(
+                dataset.episode_indices, desc="reading", unit="episode", disable=not progress
+            ):
+                group = _group(file, f"episode_{episode}")
+                properties.append([float(group.attrs[f"options/{name}"]) for name in _PROPERTIES])
+                seen = _group(group, "observations")
+                numbers.append(_array(seen, "skeleton")[0, 0])
+                orders.append(_array(seen, "focus")[:-1, 0])
+                actions.append(_array(group, "actions"))
+        columns = {
+            "skeleton": np.array(numbers, dtype=np.int64),
+            "step_ptr": run_starts([len(a) for a in actions]),
+            "traversal": np.concatenate(orders).astype(np.int16),
+            "actions": np.concatenate(actions).astype(np.int16),
+            **dict(zip(_PROPERTIES, np.array(properties, dtype=np.float64).T, strict=True)),
+        }
+        _require_sound(columns, skeletons)
+    except (LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        said = str(error.args[0] if error.args else "").splitlines()
+        reason = said[0][:200] if said else type(error).__name__
+        raise ValueError(
+            f"episode {episode} of {dataset.id} cannot be read ({reason}): expected the arrays of "
+            "one filling and the properties of the finished crystal; build the dataset again"
+        ) from error
+    return Trajectories(skeletons=skeletons, **columns)
+
+
+def _group(parent: h5py.Group, name: str) -> h5py.Group:
+    """Return a group of the same file: a link may lead to any other."""
+    if isinstance(parent.get(name, getlink=True), h5py.ExternalLink):
+        raise ValueError(f"{name} lies in another file")
+    found = parent[name]
+    if not isinstance(found, h5py.Group):
+        raise TypeError(f"{name} is no group")
+    return found
+
+
+def _array(parent: h5py.Group, name: str) -> NDArray[Any]:
+    """Return an array of one episode, as large as one may be and stored in the same file."""
+    if isinstance(parent.get(name, getlink=True), h5py.ExternalLink):
+        raise ValueError(f"{name} lies in another file")
+    found = parent[name]
+    if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
+        raise TypeError(f"{name} is no array in this file")
+    if found.size is None or found.size > _LARGEST_ARRAY or found.dtype.kind not in "iu":
+        raise ValueError(f"{name} is {found.dtype} of shape {found.shape}")
+    array: NDArray[Any] = found[()]
+    return array
 
 
 _PROPERTIES = ("total_energy_ry", "formation_energy_ev_per_atom", "band_gap_ev")
 _COLUMNS = "trajectories.npz"
 _EPISODES = "main_data.hdf5"
+_LARGEST_ARRAY = 100_000
+"""Numbers in one array of an episode: its length, for those that are read."""
+_MOST_STEPS = 100_000_000

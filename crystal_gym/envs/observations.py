@@ -25,8 +25,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
+from crystal_gym.columns import require_range
 from crystal_gym.elements import N_ELEMENTS
-from crystal_gym.skeletons import Skeleton, SkeletonSet
+from crystal_gym.skeletons import Skeleton, SkeletonSet, registered_set
 
 __all__ = [
     "COMPACT_HEADER",
@@ -37,6 +38,7 @@ __all__ = [
     "Placed",
     "compact_rows",
     "make_form",
+    "require_rows",
 ]
 
 COMPACT_HEADER = ("table_id", "skeleton", "focus", "conditional", "target")
@@ -85,6 +87,71 @@ def compact_rows(
         rows[:, 4] = target_gap
     rows[:, 5 : 5 + tokens.shape[1]] = tokens
     return rows
+
+
+def require_rows(rows: NDArray[np.float32]) -> None:
+    """Refuse rows that stand for no state: numbers in them say where to look for others.
+
+    Args:
+        rows: Compact or packed rows, ``(B, D)``. Rows of zeros, which d3rlpy puts behind the last
+            step of an episode, are neither and may stand among both.
+
+    Raises:
+        ValueError: If they are of another width, one of their numbers is out of its range, or
+            the skeleton set of compact rows is not in memory.
+    """
+    width = rows.shape[1]
+    if width < len(PACKED_HEADER):
+        raise ValueError(f"rows of {width} numbers are neither compact nor packed")
+    rows = rows[rows.any(axis=1)]
+    if not len(rows):
+        return
+    if np.all(rows[:, 0] == 0):
+        _require_packed(rows)
+        return
+    if not np.all(rows[:, 0] == rows[0, 0]):
+        raise ValueError(
+            "rows of several skeleton tables, or compact and packed rows, are mixed: expected one "
+            "kind and table a batch"
+        )
+    try:
+        skeletons = registered_set(int(rows[0, 0]) if np.isfinite(rows[0, 0]) else 0)
+    except KeyError as error:
+        raise ValueError(error.args[0]) from None
+    tokens = rows[:, len(COMPACT_HEADER) :]
+    require_range("skeleton", rows[:, 1], 0, len(skeletons))
+    n_sites = skeletons.n_sites[rows[:, 1].astype(np.int64)]
+    if n_sites.max() > tokens.shape[1]:
+        raise ValueError(f"rows of {width} numbers are too short for {n_sites.max()} sites")
+    require_range("focus", rows[:, 2], 0, n_sites + 1)
+    _require_state(rows[:, 3], rows[:, 4], tokens)
+
+
+def _require_packed(rows: NDArray[np.float32]) -> None:
+    header = dict(zip(PACKED_HEADER, rows.T, strict=False))
+    width, first = rows.shape[1], len(PACKED_HEADER)
+    if width < first or not 0 < header["max_sites"].max() <= width - first:
+        raise ValueError(f"rows of {width} numbers are no packed rows: expected PackedLayout")
+    layout = PackedLayout.of_rows(rows)
+    if layout.width != width or np.any(header["max_sites"] != layout.max_sites):
+        raise ValueError(f"packed rows of {width} numbers do not have the width that they say")
+    require_range("n_sites", header["n_sites"], 0, layout.max_sites + 1)
+    require_range("n_edges", header["n_edges"], 0, layout.max_edges + 1)
+    require_range("focus", header["focus"], 0, header["n_sites"] + 1)
+    require_range("space_group", header["space_group"], 0, 231)
+    require_range("lattice", rows[:, 6:12], 0, np.inf)
+    require_range("edge lengths", rows[:, layout.length], 0, np.inf)
+    there = np.arange(layout.max_edges) < header["n_edges"][:, None]
+    for name, ends in (("edge sources", layout.source), ("edge targets", layout.target)):
+        beyond = np.where(there, header["n_sites"][:, None], np.inf)
+        require_range(name, rows[:, ends], 0, beyond)
+    _require_state(header["conditional"], header["target"], rows[:, layout.tokens])
+
+
+def _require_state(conditional: Any, target: Any, tokens: NDArray[np.float32]) -> None:
+    require_range("conditional", conditional, 0, 2)
+    require_range("target", target, 0, MAX_TARGET_EV * 1.001)
+    require_range("element tokens", tokens, 0, N_ELEMENTS + 1)
 
 
 @dataclass(frozen=True)

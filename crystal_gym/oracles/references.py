@@ -8,6 +8,7 @@ calculation it gives a number without meaning. :class:`ReferenceEnergies` says w
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from crystal_gym.elements import ELEMENTS
-from crystal_gym.files import atomic_path, cache_dir
+from crystal_gym.files import atomic_path, cache_dir, read_json
 
 __all__ = [
     "RY_TO_EV",
@@ -75,12 +76,25 @@ class ReferenceEnergies:
             ValueError: If it is no file of :meth:`save`.
         """
         try:
-            return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
-        except (TypeError, ValueError) as error:
+            return cls(**_checked(read_json(path)))
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} holds no reference energies ({error}): expected a file written by "
                 "`crystal-gym label references`; run it again"
             ) from error
+
+
+def _checked(content: dict[str, Any]) -> dict[str, Any]:
+    """Return what a file holds if energies are numbers and the rest is text.
+
+    Raises:
+        AttributeError, LookupError, TypeError, ValueError: If they are not.
+    """
+    energies = {str(e): float(value) for e, value in content["energies_ry"].items()}
+    if not all(map(math.isfinite, energies.values())):
+        raise ValueError("an energy is not finite")
+    files = {str(e): str(md5) for e, md5 in content["pseudopotentials"].items()}
+    return {**content, "energies_ry": energies, "pseudopotentials": files}
 
 
 def _published() -> dict[str, Any]:

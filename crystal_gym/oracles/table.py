@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crystal_gym.columns import require_columns, require_range
 from crystal_gym.elements import N_ELEMENTS, formula_counts
 from crystal_gym.files import DAMAGED_NPZ, open_npz, save_npz
 from crystal_gym.oracles.base import Filling, Properties, Status
@@ -199,7 +200,43 @@ class PropertyTable:
                 f"skeleton set at hand (format {_FORMAT}, set {skeletons.table_id}): build both "
                 "again"
             )
+        try:
+            _require_sound(columns, skeletons)
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): expected an .npz file written by "
+                "PropertyTable.save; build it again"
+            ) from error
         return cls(skeletons=skeletons, **columns)
+
+
+def _require_sound(columns: Mapping[str, NDArray[Any]], skeletons: SkeletonSet) -> None:
+    """Refuse columns of a table that do not fit together or to its skeletons.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    entries = columns["skeleton"].size
+    require_columns(
+        columns,
+        {
+            "skeleton": ("i", (entries,)),
+            "tokens": ("i", (None,)),
+            "total_energy_ry": ("f", (entries,)),
+            "band_gap_ev": ("f", (entries,)),
+            "formation_energy_ev_per_atom": ("f", (entries,)),
+            "status": ("U", (entries,)),
+            "provenance": ("U", (1 if columns["provenance"].shape == (1,) else entries,)),
+        },
+    )
+    require_range("skeleton", columns["skeleton"], 0, len(skeletons))
+    require_range("tokens", columns["tokens"], 0, N_ELEMENTS + 1)
+    filled = int(skeletons.n_sites[columns["skeleton"]].sum())
+    if len(columns["tokens"]) != filled:
+        raise ValueError(f"tokens has {len(columns['tokens']):,} entries, expected {filled:,}")
+    unknown = sorted(set(columns["status"].tolist()) - {status.value for status in Status})
+    if unknown:
+        raise ValueError(f"status {unknown[0]!r} is none of {', '.join(s.value for s in Status)}")
 
 
 def table_of_fillings(

@@ -94,7 +94,7 @@ def _table(candidates: list[Mapping[str, Any]]) -> str:
         if p["unlike_training"]:
             name += ' <span class="flag" title="unlike the surrogate\'s training data">!</span>'
         row = [
-            str(c["rank"]),
+            html.escape(str(c["rank"])),
             name,
             html.escape(charges_text(c["charges"], c["common_charges"])),
             "yes" if c["novel"] else "no",

@@ -42,12 +42,12 @@ def evaluation_report(
         designs: Method, target (eV) and stored arrays of every design.
         path: The HTML file.
     """
-    oracle = results["oracle"]
+    oracle, seed = results["oracle"], html.escape(str(results["settings"]["seed"]))
     lead = (
         f"<p>{results['crystals']:,} skeletons of {html.escape(results['settings']['dataset'])}, "
         f"filled by every method. Gaps and energies of designs: <strong>{html.escape(oracle)}"
         "</strong>. Those of source crystals are DFT labels. In brackets and as bars: 95% "
-        f"intervals (bootstrap over skeletons, seed {results['settings']['seed']}).</p>"
+        f"intervals (bootstrap over skeletons, seed {seed}).</p>"
     )
     sections = [
         page.section(heading, page.table(rows[0], _escaped(rows[1:]), _BRACKETS))

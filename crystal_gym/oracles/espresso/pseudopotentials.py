@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
+import io
 import json
 import lzma
 import os
@@ -16,9 +19,10 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
+from typing import IO, cast
 
 from crystal_gym.elements import ELEMENTS
-from crystal_gym.files import atomic_path, cache_dir
+from crystal_gym.files import Bounded, atomic_path, cache_dir, open_file
 
 __all__ = [
     "Pseudopotential",
@@ -30,6 +34,8 @@ __all__ = [
 
 _MAX_FILE_BYTES = 50_000_000
 _MAX_FILES = 500
+_MAX_BYTES = 1_000_000_000
+"""Of all files, expanded; those of SSSP efficiency have a fifth of that."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,8 @@ _RHO = re.compile(r'\brho_cutoff="\s*([^"\s]+)\s*"|^\s*\S+\s+(\S+)\s+Suggested c
 
 @lru_cache(maxsize=512)
 def _read(path: Path, element: str, modified_ns: int, size: int) -> Pseudopotential:
-    content = path.read_bytes()
+    with open_file(path, _MAX_FILE_BYTES) as file:
+        content = file.read()
     text = content.decode("utf-8", errors="replace")
     header = text.partition("<PP_MESH")[0]  # megabytes of numbers follow
     found, valence = _first(_ELEMENT, header), _number(_first(_VALENCE, header))
@@ -258,31 +265,43 @@ def _upf_files(source: Path) -> Iterator[tuple[str, bytes]]:
     if source.is_dir():
         for path in sorted(source.iterdir()):
             if path.is_file() and _is_upf(path.name) and _element_of(path.name) in ELEMENTS:
-                yield path.name, path.read_bytes()
+                with open_file(path, _MAX_FILE_BYTES) as file:
+                    yield path.name, file.read()
         return
     if not source.is_file():
         raise FileNotFoundError(f"{source} does not exist: expected a folder or a tar archive")
     try:
-        with tarfile.open(source) as archive:
+        with (
+            io.BufferedReader(Bounded(_expanded(source), source, _MAX_BYTES)) as stream,
+            tarfile.open(fileobj=stream, mode="r|") as archive,
+        ):
             yield from _members(archive, source)
-            while archive.fileobj is not None and archive.fileobj.read(1 << 20):
+            while stream.read(1 << 20):
                 pass  # compressed files have their checksum behind the last member
     except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         raise ValueError(f"{source} is not a readable tar archive ({error})") from error
 
 
+def _expanded(source: Path) -> IO[bytes]:
+    """Open an archive's bytes, whichever way they are compressed."""
+    with open(source, "rb") as file:
+        start = file.read(6)
+    for magic, opened in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open)):
+        if start.startswith(magic):
+            return cast("IO[bytes]", opened(source, "rb"))
+    return open(source, "rb")
+
+
 def _members(archive: tarfile.TarFile, source: Path) -> Iterator[tuple[str, bytes]]:
-    count = 0
-    for member in archive:
+    for count, member in enumerate(archive, start=1):
         name = Path(member.name).name
-        if not (member.isfile() and _is_upf(name) and _element_of(name) in ELEMENTS):
-            continue
-        count += 1
         if member.size > _MAX_FILE_BYTES or count > _MAX_FILES:
             raise ValueError(
-                f"{source} holds {name} of {member.size:,} bytes as file {count}: expected at most "
-                f"{_MAX_FILES} files of {_MAX_FILE_BYTES:,} bytes"
+                f"{source} holds {name[:100]} of {member.size:,} bytes as file {count}: expected "
+                f"at most {_MAX_FILES} files of {_MAX_FILE_BYTES:,} bytes"
             )
+        if not (member.isreg() and _is_upf(name) and _element_of(name) in ELEMENTS):
+            continue
         stream = archive.extractfile(member)
         if stream is not None:
             yield name, stream.read()
