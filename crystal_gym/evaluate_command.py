@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import platform
 import re
@@ -54,7 +55,15 @@ from crystal_gym.evaluation.study import (
     statistics_over_targets,
 )
 from crystal_gym.evaluation.tables import all_tables, tables
-from crystal_gym.files import DAMAGED_NPZ, atomic_path, open_npz, read_json, save_npz, sha256_of
+from crystal_gym.files import (
+    DAMAGED_NPZ,
+    atomic_path,
+    open_npz,
+    read_json,
+    read_text,
+    save_npz,
+    sha256_of,
+)
 from crystal_gym.oracles import Oracle, SurrogateOracle, TableOracle
 
 __all__ = ["EvaluationConfig", "evaluate_policies", "write_report"]
@@ -546,6 +555,9 @@ def _regrets(config: EvaluationConfig, methods: Sequence[_Method]) -> list[dict[
     ]
 
 
+_LONGEST_LOG = 500_000_000
+
+
 def _learning_curves(config: EvaluationConfig) -> list[dict[str, Any]]:
     """Return accuracies in the course of the policies' trainings, where their logs are there."""
     curves = []
@@ -553,16 +565,22 @@ def _learning_curves(config: EvaluationConfig) -> list[dict[str, Any]]:
         path = Path(given) / "log.csv"
         if not path.exists():
             continue
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row.get("val_accuracy")]
-        curves.append(
-            {
-                "method": Path(given).name,
-                "steps": [int(row["step"]) for row in rows],
-                "seconds": [float(row["seconds"]) for row in rows],
-                "accuracy": [float(row["val_accuracy"]) for row in rows],
-            }
-        )
+        try:
+            text = io.StringIO(read_text(path, _LONGEST_LOG))
+            rows = [row for row in csv.DictReader(text) if row.get("val_accuracy")]
+            curves.append(
+                {
+                    "method": Path(given).name,
+                    "steps": [int(row["step"]) for row in rows],
+                    "seconds": [float(row["seconds"]) for row in rows],
+                    "accuracy": [float(row["val_accuracy"]) for row in rows],
+                }
+            )
+        except (csv.Error, LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is no log of a training ({error}): expected the columns step, seconds and "
+                "val_accuracy; move it away to go on without a curve"
+            ) from error
     return curves
 
 

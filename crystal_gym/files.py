@@ -141,7 +141,7 @@ class Bounded(io.RawIOBase):
 
 @contextmanager
 def open_file(path: Path | str, at_most: int) -> Iterator[io.BufferedReader[Any]]:
-    """Open a regular file for reading; one that ends in ``.gz`` is expanded.
+    """Open a regular file for reading; one that is gzipped, or ends in ``.gz``, is expanded.
 
     Args:
         path: The file.
@@ -155,14 +155,15 @@ def open_file(path: Path | str, at_most: int) -> Iterator[io.BufferedReader[Any]
     if not stat.S_ISREG(os.stat(path).st_mode):
         kind = "a folder" if Path(path).is_dir() else "no regular file"
         raise ValueError(f"{path} is {kind}: expected a file; name one")
-    name = str(path).lower()
-    stream = cast("IO[bytes]", gzip.open(path, "rb") if name.endswith(".gz") else open(path, "rb"))
-    with io.BufferedReader(Bounded(stream, path, at_most)) as file:
-        yield file
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b" or str(path).lower().endswith(".gz")
+    stream = cast("IO[bytes]", gzip.open(path, "rb") if zipped else open(path, "rb"))
+    with io.BufferedReader(Bounded(stream, path, at_most)) as bounded:
+        yield bounded
 
 
 def read_text(path: Path | str, at_most: int, errors: str = "strict") -> str:
-    """Return the text of a file in UTF-8, expanded if it ends in ``.gz``.
+    """Return the text of a file in UTF-8, expanded if it is gzipped.
 
     Raises:
         FileNotFoundError: If it is not there.

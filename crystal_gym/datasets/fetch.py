@@ -304,14 +304,7 @@ def _check(file: SourceFile, path: Path, origin: Path | str) -> None:
 
 
 def _check_csv(path: Path, origin: str) -> None:
-    """Parse a CSV under its own ending: the temporary file's name does not tell gzip from text."""
-    with open(path, "rb") as raw:
-        zipped = raw.read(2) == b"\x1f\x8b"
-    named = path.with_name(path.name + (".csv.gz" if zipped else ".csv"))
-    path.rename(named)
     try:
-        read_cdvae_csv(named)
+        read_cdvae_csv(path)
     except ValueError as error:
-        raise ValueError(str(error).replace(str(named), origin)) from error
-    finally:
-        named.rename(path)
+        raise ValueError(str(error).replace(str(path), origin)) from error

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import math
 import pickle
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from crystal_gym.files import DAMAGED_GZIP, open_file
 
 __all__ = ["Label", "has_label_table", "load_plain_pickle", "read_label_table", "read_labels"]
 
@@ -24,6 +24,9 @@ class Label:
     total_energy_ry: float
     formation_energy_ev_per_atom: float
 
+
+_LARGEST = 500_000_000
+"""Bytes of a file of labels, expanded; those of MP-20 have a million."""
 
 # What the C unpickler raises on bytes that no pickler wrote.
 _DAMAGED = (
@@ -54,7 +57,7 @@ def load_plain_pickle(path: Path | str) -> Any:
         ValueError: If it holds anything else or is damaged.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path, _LARGEST) as file:
             return _NoClasses(file).load()
     except _DAMAGED as error:
         raise ValueError(
@@ -102,7 +105,10 @@ def read_labels(folder: Path | str, split: str) -> list[Label]:
 
 def _read_csv(path: Path, split: str) -> list[Label]:
     try:
-        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+        with (
+            open_file(path, _LARGEST) as raw,
+            io.TextIOWrapper(raw, encoding="utf-8", newline="") as file,
+        ):
             return [
                 Label(
                     int(row["index"]),
@@ -110,10 +116,10 @@ def _read_csv(path: Path, split: str) -> list[Label]:
                     _finite(row["total_energy_ry"]),
                     _finite(row["formation_energy_ev_per_atom"]),
                 )
-                for row in csv.DictReader(io.StringIO(file.read()))
+                for row in csv.DictReader(file)
                 if row["split"] == split
             ]
-    except (EOFError, gzip.BadGzipFile, KeyError, TypeError, ValueError, zlib.error) as error:
+    except (*DAMAGED_GZIP, csv.Error, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged ({error}): expected columns split, index, band_gap_ev, "
             "total_energy_ry, formation_energy_ev_per_atom; fetch it again"

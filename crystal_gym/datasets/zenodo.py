@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystal_gym.elements import symbol_to_token
+from crystal_gym.files import open_file
 
 __all__ = ["RELEASE_ELEMENTS", "ReleasedEpisode", "read_released_trajectories"]
 
@@ -28,6 +29,8 @@ RELEASE_ELEMENTS: tuple[str, ...] = tuple(
     "Re Ag Ba H O Mg W Sn Mo Pt Zn Sr S Kr Cd Si Y Lu Th Nd Mn He Ce".split()
 )
 """The 88 elements in the order in which the released files number them."""
+
+_LARGEST = 20_000_000_000
 
 _TOKEN = np.array([symbol_to_token(s) for s in RELEASE_ELEMENTS], dtype=np.int16)
 _KEYS = ("observations", "actions", "rewards", "bandgaps", "terminals")
@@ -66,6 +69,8 @@ def read_released_trajectories(path: Path | str) -> list[ReleasedEpisode]:
     import torch
 
     try:
+        with open_file(path, _LARGEST):  # a file, not a pipe that may never end
+            pass
         data = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
