@@ -36,7 +36,8 @@ CRYSTAL_GYM = [sys.executable, "-m", "crystal_gym.cli"]
 
 
 def build_command(folder: Path) -> list[str]:
-    return [*CRYSTAL_GYM, "data", "build", "tabular"]
+    named = ["crystals.extxyz", "--minari", "crystal-made-v0", "--workers", "2"]
+    return [*CRYSTAL_GYM, "data", "build", *named]
 
 
 def train_command(folder: Path) -> list[str]:
@@ -69,9 +70,11 @@ def environment(folder: Path) -> dict[str, str]:
 def prepared(name: str, folder: Path) -> Path:
     """Make a folder in which a command can start."""
     folder.mkdir()
-    if name != "build":
-        command = [*CRYSTAL_GYM, "data", "build", "mini"]
-        subprocess.run(command, env=environment(folder), check=True, capture_output=True)
+    command = [*CRYSTAL_GYM, "data", "build", "mini"]
+    if name == "build":  # three parts of up to 500
+        script = Path(__file__).parents[1] / "scale" / "make_crystals.py"
+        command = [sys.executable, str(script), "--count", "1100", "-o", "crystals.extxyz"]
+    subprocess.run(command, cwd=folder, env=environment(folder), check=True, capture_output=True)
     return folder
 
 
