@@ -50,13 +50,14 @@ _LARGEST_FILE = 10_000_000_000
 
 _LONGEST_XYZ_LINE = 1_000_000
 
-# pymatgen compares every position that symmetry makes with all before it, for 3 s at this many.
-_MOST_POSITIONS = 6_000
+# pymatgen compares every position that symmetry makes with all before it: 2 to 3 s for so many.
+_MOST_POSITIONS = 4_000
 _MOST_OPERATIONS = 192
 _MOST_QUOTES = 200  # in a line: its tokenizer takes the square of their number
 _LONGEST_VALUE = 2_048
 """Characters of a line in a CIF, by the standard; no number or name in one is longer."""
 
+_LONGEST_WORD = 100  # in a POSCAR, behind its title
 _MOST_COLUMNS = 100  # of a property in an extended XYZ: nine are a tensor
 
 SUFFIXES = (".cif", ".vasp", ".poscar", ".xyz", ".extxyz", ".db", ".csv")
@@ -70,6 +71,7 @@ _UNREADABLE = (
     RecursionError,
     RuntimeError,
     StopIteration,
+    SyntaxError,  # pymatgen reads properties of a species as Python literals
     TypeError,
     ValueError,
     Warning,  # pymatgen raises one of its own
@@ -293,6 +295,9 @@ def _parse_poscar(text: str) -> Structure:
     from pymatgen.io.vasp import Poscar
 
     lines = text.split("\n")
+    longest = max((len(word) for line in lines[1:] for word in line.split()), default=0)
+    if longest > _LONGEST_WORD:
+        raise ValueError(f"it has a word of {longest:,} characters, not at most {_LONGEST_WORD}")
     announced = 0
     for line in lines[5:]:  # elements, then their numbers, in one line or several
         try:

@@ -308,7 +308,7 @@ CUBE = "data_x\n" + "".join(
     ("text", "expected"),
     [
         (f"{CUBE}{ATOMS}\n{sites(1_000_000)}", "holds more than 1,000,000 bytes"),
-        (f"{CUBE}{ATOMS}\n{sites(20_000)}", "20,000 positions .*expected at most 6,000"),
+        (f"{CUBE}{ATOMS}\n{sites(20_000)}", "20,000 positions .*expected at most 4,000"),
         (f"{CUBE}_symmetry_space_group_name_H-M 'F m -3 m'\n{ATOMS}\n{sites(100)}", "positions"),
         (
             f"{CUBE}loop_\n_symmetry_equiv_pos_as_xyz\n{999 * OPERATION}{ATOMS}\nNa a 0 0 0",
