@@ -79,6 +79,7 @@ def require_range_of_runs(
         ValueError: If one is outside.
     """
     first, count = 0, len(high)
+    starts = starts.astype(np.int64)  # a hostile file may have them in a byte each
     while first < count:
         last = int(np.searchsorted(starts, starts[first] + _BLOCK, "right")) - 1
         last = min(max(last, first + 1), count)

@@ -14,7 +14,7 @@ import numpy as np
 
 from crystal_gym.cdvae import read_cdvae_csv
 from crystal_gym.elements import EMPTY, symbol_to_token
-from crystal_gym.files import open_file, read_text
+from crystal_gym.files import DAMAGED_GZIP, open_file, read_text
 from crystal_gym.skeletons import Cell
 
 if TYPE_CHECKING:
@@ -406,7 +406,7 @@ def read_structures(path: Path | str) -> Iterator[tuple[str, Any]]:
         with np.errstate(all="ignore"):  # absurd coordinates are refused by cell_from_structure
             found = _read_file(path)
         yield from found
-    except (*_UNREADABLE, OSError, sqlite3.Error) as error:
+    except (*_UNREADABLE, *DAMAGED_GZIP, OSError, sqlite3.Error) as error:
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
         raise ValueError(
