@@ -146,7 +146,11 @@ def crystal_nn_edges(
         pending = pending[~accepted]
         # More atoms only shrink a polyhedron, so that twice today's circumradius suffices.
         wider = min(2.0 * facets.circumradius.max() + 4.0 * RADIUS_MARGIN, SEARCH_RADIUS)
-    found.extend(_bonds_of_open_site(lattice, wrapped, int(site)) for site in pending)
+    seen = 0
+    for site in pending.tolist():
+        bonds, looked_at = _bonds_of_open_site(lattice, wrapped, site, _MOST_POINTS - seen)
+        found.append(bonds)
+        seen += looked_at
     edge_index, edge_image = _both_directions(found, home_cell)
     source, target = edge_index
     vectors = (frac_coords[target] - frac_coords[source] + edge_image) @ lattice
@@ -396,7 +400,13 @@ def _quarter_circle_areas() -> FloatArray:
 _QUARTER_CIRCLE = _quarter_circle_areas()
 
 
-def _bonds_of_open_site(lattice: FloatArray, frac_coords: FloatArray, site: int) -> _Bonds:
+_MOST_POINTS = 20_000
+"""Atoms looked at for all open sites of a crystal, for 4 s; MP-20's most are 7,000."""
+
+
+def _bonds_of_open_site(
+    lattice: FloatArray, frac_coords: FloatArray, site: int, most: int
+) -> tuple[_Bonds, int]:
     """Find the bonds of one site from exactly the atoms that pymatgen would take.
 
     Where the holes of a structure are wider than the search radius can certify, the polyhedron
@@ -407,16 +417,28 @@ def _bonds_of_open_site(lattice: FloatArray, frac_coords: FloatArray, site: int)
         lattice: Lattice vectors as rows in Å, shape (3, 3).
         frac_coords: Fractional coordinates within the home cell, shape (n, 3).
         site: Index of the site.
+        most: Atoms to look at.
+
+    Returns:
+        The bonds, and how many atoms were looked at.
 
     Raises:
-        ValueError: If the polyhedron stays unbounded or has no facets.
+        ValueError: If the polyhedron stays unbounded or has no facets, or too many atoms would
+            have to be looked at.
     """
     corners = np.array([[1, 1, 1], [-1, 1, 1], [1, -1, 1], [1, 1, -1]])
     limit = float(np.linalg.norm(corners @ lattice, axis=1).max()) + 0.01
     center = np.array([site], dtype=np.int64)
-    radius = SEARCH_RADIUS
+    radius, seen = SEARCH_RADIUS, 0
     while True:
         points = _points_within(lattice, frac_coords, center, radius)
+        seen += len(points.coords)
+        if seen > most:
+            raise ValueError(
+                f"site {site} has no bounded Voronoi polyhedron from the atoms within "
+                f"{radius / 2:.1f} Å: expected at most {_MOST_POINTS:,} atoms to look at; reduce "
+                "the vacuum in its cell."
+            )
         squared = _squared_distances(points.coords, points.coords[:1])[:, 0]
         nearest_first = np.argsort(squared, kind="stable")
         points = _PeriodicPoints(
@@ -437,7 +459,7 @@ def _bonds_of_open_site(lattice: FloatArray, frac_coords: FloatArray, site: int)
             f"site {site} has a Voronoi polyhedron without facets, expected at least four; leave "
             "out this crystal, part its coincident sites or reduce the vacuum in its cell."
         )
-    return _bonds(points, facets, np.ones(1, dtype=bool))
+    return _bonds(points, facets, np.ones(1, dtype=bool)), seen
 
 
 def _both_directions(found: list[_Bonds], home_cell: IntArray) -> tuple[IntArray, IntArray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from io import StringIO, TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
@@ -38,8 +39,9 @@ MAX_SITES = 500
 _FARTHEST = 1e6
 """Å, or cells. Products of larger numbers run over, and no crystal needs them."""
 
-_MOST_IMAGES = 1_000_000
-"""Cells around one that reduction may look at, 0.1 GB; a slab of 3 x 3 x 300 Å takes 40,000."""
+_MOST_IMAGES = 200_000
+"""Sites in a sphere as wide as the longest vector, which reduction and bonds look at. MP-20's most
+have 16,000, ten in a slab of 3 x 3 x 200 Å 125,000."""
 
 _LONGEST_FILE = 1_000_000
 """Bytes of a CIF or POSCAR, far more than ``MAX_SITES`` take."""
@@ -123,9 +125,10 @@ def cell_from_structure(structure: Any, name: str | None = None) -> Cell:
             f"{label} has a cell of volume {abs(np.linalg.det(matrix)):.2g} Å^3: expected three "
             "independent lattice vectors; molecules need a periodic box"
         )
-    images = _images_within_reach(matrix)
+    n_sites = len(structure)
+    images = n_sites * _cells_within_reach(matrix)
     if images > _MOST_IMAGES:  # a skewed cell of a usual lattice may only look like that
-        images = _images_within_reach(structure.lattice.get_lll_reduced_lattice().matrix)
+        images = n_sites * _cells_within_reach(structure.lattice.get_lll_reduced_lattice().matrix)
     if images > _MOST_IMAGES:
         raise ValueError(
             f"{label} has a cell with a vector of {np.linalg.norm(matrix, axis=1).max():,.0f} Å, "
@@ -145,8 +148,8 @@ def cell_from_structure(structure: Any, name: str | None = None) -> Cell:
     return Cell.from_sites(label, reduced.lattice.matrix, reduced.frac_coords, tokens)
 
 
-def _images_within_reach(lattice: np.ndarray) -> float:
-    """Return how many cells lie in a sphere as wide as the longest vector: Niggli's work."""
+def _cells_within_reach(lattice: np.ndarray) -> float:
+    """Return how many cells lie in a sphere as wide as the longest vector."""
     longest = float(np.linalg.norm(lattice, axis=1).max())
     return float(4.19 * longest**3 / max(abs(np.linalg.det(lattice)), 1e-300))
 
@@ -228,7 +231,8 @@ def parse_cif(text: str) -> Structure:
         warnings.simplefilter("always")
         try:
             _require_small(text)
-            structure: Structure = CifParser.from_str(text).parse_structures(primitive=False)[0]
+            with _pymatgen_s_own_errors():
+                structure: Structure = CifParser.from_str(text).parse_structures(primitive=False)[0]
             return structure
         except _TooMuch as error:
             raise ValueError(f"the CIF {error}") from None
@@ -238,6 +242,18 @@ def parse_cif(text: str) -> Structure:
             if isinstance(error, ZeroDivisionError) and "modulo" in reason:
                 reason = "it lists no atom sites"  # pymatgen counts its coordinates
             raise ValueError(f"the CIF cannot be read ({reason})") from error
+
+
+@contextmanager
+def _pymatgen_s_own_errors() -> Iterator[None]:
+    """Turn exceptions that pymatgen derives from nothing but Exception into a ValueError."""
+    from pymatgen.core.composition import CompositionError
+    from pymatgen.core.structure import StructureError
+
+    try:
+        yield
+    except (CompositionError, StructureError) as error:
+        raise ValueError(_first_line(error)) from error
 
 
 class _TooMuch(ValueError):
@@ -307,7 +323,7 @@ def _parse_poscar(text: str) -> Structure:
                 break
     if announced > len(lines):
         raise ValueError(f"it announces {announced:,} sites and has {len(lines):,} lines")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _pymatgen_s_own_errors():
         warnings.simplefilter("ignore")  # what it warns of is refused below
         poscar = Poscar.from_str(text)
     if not poscar.true_names:  # pymatgen would call them H, He, Li in turn
