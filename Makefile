@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Training and tests use few threads each; more would only fight over the cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: quickstart test lint mini policy surrogate clean
+.PHONY: quickstart test lint mini policy surrogate reliability-kill-label reliability-soak-label clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/crystal-gym quickstart
@@ -44,6 +44,15 @@ policy: $(VENV)/ready
 surrogate: $(VENV)/ready
 	$(TRAIN) surrogate --table mp20-metals --steps 2000 --evaluate-every 500 -o runs/surrogate
 	$(BIN)/python scripts/bundle_surrogate.py runs/surrogate
+
+# What labelling loses to kills, and whether it grows: make reliability-soak-label HOURS=2
+KILLS ?= 50
+HOURS ?= 0.02
+reliability-kill-label: $(VENV)/ready-dev
+	$(BIN)/python benchmarks/reliability/kill_label.py --kills $(KILLS)
+
+reliability-soak-label: $(VENV)/ready-dev
+	$(BIN)/python benchmarks/reliability/soak_label.py --hours $(HOURS)
 
 # torch first and by version: a range would pull gigabytes of CUDA packages.
 $(VENV)/ready: pyproject.toml constraints.txt

@@ -13,14 +13,15 @@ from distributed import Client
 SETTINGS = {
     "DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION": "1.0",
     "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "1s",  # five, since that is ten heartbeats
-    "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
 }
 
 
 class Cluster:
     """Starts them below ``folder``; ``close`` ends whatever of them is left."""
 
-    def __init__(self, folder, workers=2):
+    def __init__(self, folder, workers=2, allowed_failures=1):
+        failures = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(allowed_failures)}
+        self.environment = os.environ | SETTINGS | failures
         self.folder = folder
         self.processes = []
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,6 +53,15 @@ class Cluster:
             client.wait_for_workers(count, timeout=60)
             return list(client.run(os.getpid).values())
 
+    def worker_of(self, calculation):
+        """Return the worker that waits for a process, None where it has died just now."""
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            with open(f"/proc/{calculation}/stat") as file:
+                parent = int(file.read().rsplit(")", 1)[1].split()[1])
+            if os.getsid(parent) in [process.pid for process in self.processes]:
+                return parent
+        return None
+
     def _start(self, program, *words):
         self.log = self.folder / f"log-{len(self.processes)}"
         with open(self.log, "wb") as file:
@@ -60,7 +70,7 @@ class Cluster:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=os.environ | SETTINGS,
+                env=self.environment,
                 start_new_session=True,
             )
         self.processes.append(process)
@@ -90,9 +100,3 @@ def end(process):
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def parent_of(process):
-    """Return the process id of a process's parent."""
-    with open(f"/proc/{process}/stat") as file:
-        return int(file.read().rsplit(")", 1)[1].split()[1])

@@ -26,7 +26,7 @@ from crystal_gym.oracles import Status
 
 pytest.importorskip("distributed")
 
-from dask_cluster import Cluster, end, fill_disk, parent_of
+from dask_cluster import Cluster, end, fill_disk
 from test_labelling import crystal, crystals, oracle_in, wait_for
 
 OK = Status.OK
@@ -85,12 +85,6 @@ def meanwhile(function, *words):
     assert not failures
 
 
-def worker_of_a_calculation(stub):
-    """Wait for a calculation that goes on, and return the process that waits for it."""
-    wait_for(lambda: len(stub.started) > len(stub.done) and stub.processes())
-    return parent_of(stub.processes()[0])
-
-
 def test_workers_give_what_processes_give(cluster, stub, tmp_path):
     stub.set(failures={"K": "not_converged"})
     structures = [*crystals(12), crystal(0), crystal(30, ("K", "Cl"))]
@@ -113,7 +107,9 @@ def test_a_killed_worker_costs_what_it_was_calculating(cluster, stub, tmp_path):
 
     def kill_two():
         for _ in range(2):
-            os.kill(worker_of_a_calculation(stub), signal.SIGKILL)
+            wait_for(lambda: any(map(cluster.worker_of, stub.processes())))
+            worker = next(filter(None, map(cluster.worker_of, stub.processes())))
+            os.kill(worker, signal.SIGKILL)
             time.sleep(0.5)
 
     with executor_at(cluster.address) as executor, meanwhile(kill_two):
@@ -145,7 +141,7 @@ def test_a_frozen_worker_is_given_up(cluster, stub, tmp_path):
         wait_for(lambda: len(stub.processes()) == 2)
         stub.set(seconds=0)
         first, second = stub.processes()
-        os.kill(parent_of(first), signal.SIGSTOP)
+        os.kill(cluster.worker_of(first), signal.SIGSTOP)
         os.kill(second, signal.SIGKILL)  # it need not take its minute
 
     with executor_at(cluster.address) as executor, meanwhile(freeze):
