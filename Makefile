@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Training and tests use few threads each; more would only fight over the cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: quickstart test fuzz lint mini policy surrogate clean
+.PHONY: quickstart test fuzz reliability lint mini policy surrogate clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/crystal-gym quickstart
@@ -49,6 +49,17 @@ policy: $(VENV)/ready
 surrogate: $(VENV)/ready
 	$(TRAIN) surrogate --table mp20-metals --steps 2000 --evaluate-every 500 -o runs/surrogate
 	$(BIN)/python scripts/bundle_surrogate.py runs/surrogate
+
+# Kills and soaks of docs/reliability.md, three hours in all.
+RELIABILITY := OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reliability
+HOURS ?= 2
+reliability: $(VENV)/ready-dev
+	$(RELIABILITY)/kill_commands.py build
+	$(RELIABILITY)/kill_commands.py train
+	$(RELIABILITY)/kill_commands.py evaluate
+	$(RELIABILITY)/kill_label.py
+	$(RELIABILITY)/soak_env.py
+	$(RELIABILITY)/soak_label.py --hours $(HOURS)
 
 # torch first and by version: a range would pull gigabytes of CUDA packages.
 $(VENV)/ready: pyproject.toml constraints.txt

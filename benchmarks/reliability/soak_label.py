@@ -26,10 +26,12 @@ from crystal_gym.labelling import label
 from crystal_gym.oracles import Status
 
 _SECONDS = 0.05  # a calculation
-_ROUND = 40  # structures
+_ROUND = 16  # structures
 _WORKERS = 2
-_WARM_UP = 0.3  # of the time; workers keep the databases of their last eight rounds open
-_WARM_UP_ROUNDS = 10
+_WARM_UP = 0.3  # of the time: caches fill, of which the last ends at 4096 lattices
+# Workers remember the databases of their last eight rounds.
+_WARM_UP_ROUNDS = 8
+_LEAST_ROUNDS = 5  # after it
 _FLAT = 1.05
 _TABLE_ROWS = 12
 
@@ -115,7 +117,7 @@ def verdict(samples: list[Sample], seconds: float) -> tuple[bool, str]:
         RuntimeError: If there were too few rounds to tell.
     """
     after = [s for s in samples[_WARM_UP_ROUNDS:] if 60 * s.minutes >= _WARM_UP * seconds]
-    if len(after) < _WARM_UP_ROUNDS:
+    if len(after) < _LEAST_ROUNDS:
         raise RuntimeError(f"{len(samples)} rounds are too few: let it run for longer")
     first = after[0]
     growth = max(s.memory_mb for s in after) / first.memory_mb
