@@ -79,7 +79,8 @@ def test_gymnasiums_check_passes(table):
 def test_masks_lead_to_the_end(table, mask):
     # With all 88 elements a neutral composition of 60 sites is a search of half a second a site.
     env = made(table, mask=mask, elements=["Na", "Mg", "Cl", "O", "Sr", "Ti"])
-    _, info = env.reset(seed=1, options={"skeleton": 1})
+    # Of rock salt: without elements its two kinds of sites are one, and either may come first.
+    _, info = env.reset(seed=1, options={"skeleton": 0})
     generator = np.random.default_rng(0)
     terminated = False
     while not terminated:
