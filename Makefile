@@ -16,7 +16,7 @@ test: $(VENV)/ready-dev
 # Ten minutes a target; one line each with the number of inputs and the verdict.
 FUZZ_SECONDS ?= 600
 fuzz: $(VENV)/ready-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_OPTIONS)
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .

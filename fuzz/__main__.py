@@ -19,6 +19,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="fuzz", description=__doc__)
     parser.add_argument("targets", nargs="*", help=", ".join(TARGETS))
     parser.add_argument("--seconds", type=float, default=30.0, help="a target (%(default)s)")
+    parser.add_argument("--seed", type=int, help="the same inputs again, as far as time allows")
     options = parser.parse_args()
     unknown = sorted(set(options.targets) - set(TARGETS))
     if unknown:
@@ -28,16 +29,19 @@ def main() -> int:
         print("atheris is not installed: hypothesis takes all the time", flush=True)
     else:
         engines.append("atheris")
-    well = [_fuzz(name, engines, options.seconds) for name in options.targets or TARGETS]
+    well = [
+        _fuzz(name, engines, options.seconds, options.seed) for name in options.targets or TARGETS
+    ]
     return 0 if all(well) else 1
 
 
-def _fuzz(name: str, engines: list[str], seconds: float) -> bool:
+def _fuzz(name: str, engines: list[str], seconds: float, seed: int | None) -> bool:
     """Run the engines on a target, print a line, and return whether nothing failed."""
     begun, parts, verdict = time.monotonic(), [], "no failure"
     for engine in engines:
         share = seconds / len(engines)
         command = [sys.executable, "-m", "fuzz.engine", engine, name, str(share)]
+        command += [] if seed is None else [str(seed)]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=share + _START_S, check=False

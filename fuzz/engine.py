@@ -1,6 +1,6 @@
 """Makes inputs for one target, by hypothesis or by atheris, until its time is up.
 
-``python -m fuzz.engine ENGINE TARGET SECONDS`` prints the number of inputs; its exit status is 0
+``python -m fuzz.engine ENGINE TARGET SECONDS [SEED]`` prints the number of inputs; its exit status is 0
 only if none of them failed. One that did is written to ``FUZZ_FINDINGS`` (``fuzz-findings``).
 """
 
@@ -86,12 +86,12 @@ def replay(runner: Runner) -> None:
         runner(path.read_bytes())
 
 
-def by_hypothesis(runner: Runner, target: Target, seconds: float) -> None:
+def by_hypothesis(runner: Runner, target: Target, seconds: float, first_seed: int) -> None:
     """Feed what the target's strategy makes, and small versions of what fails."""
     from hypothesis import HealthCheck, Phase, given, seed, settings
 
     end = time.monotonic() + seconds
-    batch = int.from_bytes(os.urandom(4), "big")
+    batch = first_seed
     while time.monotonic() < end:
 
         @seed(batch)
@@ -111,7 +111,7 @@ def by_hypothesis(runner: Runner, target: Target, seconds: float) -> None:
         batch += 1
 
 
-def by_atheris(runner: Runner, seconds: float) -> None:
+def by_atheris(runner: Runner, seconds: float, seed: int) -> None:
     """Feed mutations of the seeds, kept where they reach new code; does not return."""
     import atheris
 
@@ -133,6 +133,7 @@ def by_atheris(runner: Runner, seconds: float) -> None:
             "-max_len=8192",
             "-verbosity=0",
             "-print_final_stats=0",
+            f"-seed={seed}",
             f"-artifact_prefix={os.getcwd()}/",
             str(grown),
             str(CORPUS / runner.name),
@@ -142,10 +143,12 @@ def by_atheris(runner: Runner, seconds: float) -> None:
     atheris.Fuzz()
 
 
-def main(engine: str, name: str, seconds: float) -> int:
+def main(engine: str, name: str, seconds: float, seed: int | None = None) -> int:
     """Run one engine on one target; return the exit status."""
     findings = Path(os.environ.get("FUZZ_FINDINGS", "fuzz-findings")).absolute()
     os.environ["FUZZ_FINDINGS"] = str(findings)
+    if seed is None:
+        seed = int.from_bytes(os.urandom(4), "big") or 1  # libFuzzer's 0 is the time
     sys.dont_write_bytecode = True
     target = TARGETS[name]
     with workplace() as folder:
@@ -158,11 +161,11 @@ def main(engine: str, name: str, seconds: float) -> int:
         guard.watch_writes()
         runner = Runner(target, folder)
         if engine == "atheris":
-            by_atheris(runner, seconds)
+            by_atheris(runner, seconds, seed)
         else:
             try:
                 replay(runner)
-                by_hypothesis(runner, target, seconds)
+                by_hypothesis(runner, target, seconds, seed)
             except guard.Failure:
                 return 1
             runner.report()
@@ -170,4 +173,4 @@ def main(engine: str, name: str, seconds: float) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2], float(sys.argv[3])))
+    sys.exit(main(sys.argv[1], sys.argv[2], float(sys.argv[3]), *map(int, sys.argv[4:])))
