@@ -1,7 +1,7 @@
 """Makes inputs for one target, by hypothesis or by atheris, until its time is up.
 
-``python -m fuzz.engine ENGINE TARGET SECONDS [SEED]`` prints the number of inputs; its exit status is 0
-only if none of them failed. One that did is written to ``FUZZ_FINDINGS`` (``fuzz-findings``).
+``python -m fuzz.engine ENGINE TARGET SECONDS [SEED]`` prints the number of inputs; its exit status
+is 0 only if none of them failed. One that did is written to ``FUZZ_FINDINGS`` (``fuzz-findings``).
 """
 
 from __future__ import annotations
