@@ -229,7 +229,13 @@ def _as_values(network: nn.Module, x: Tensor) -> Tensor:
     """Return one number an action, ``(B, 88)``, averaged over an ensemble's members."""
     if isinstance(network, nn.ModuleList):
         return torch.stack([_as_values(member, x) for member in network]).mean(0)
-    output = network(x)
+    try:
+        output = network(x)
+    except ValueError as error:  # torch's distributions say so over many lines
+        raise ValueError(
+            f"{type(network).__name__} gives no finite values: expected weights of a trained "
+            "policy and rows of crystals"
+        ) from error
     for name in ("q_value", "logits"):
         output = getattr(output, name, output)
     if not isinstance(output, Tensor) or output.shape != (len(x), N_ELEMENTS):

@@ -134,6 +134,13 @@ def read_weights(path: Path, written_by: str = "save_policy()") -> dict[str, Ten
             f"{path} holds a {type(weights).__name__} of other things than tensors: expected "
             f"weights written by {written_by}; save them again"
         )
+    for name, tensor in weights.items():  # one number may stand for a billion of them
+        strided = tensor.layout == torch.strided
+        if not strided or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise ValueError(
+                f"{path} holds a tensor {str(name)[:100]!r} larger than its data: expected weights "
+                f"written by {written_by}; get the file from its author again"
+            )
     return weights
 
 

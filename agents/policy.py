@@ -212,6 +212,7 @@ def load_saved_policy(folder: Path | str, device: str = "cpu") -> GreedyPolicy |
             f"{folder / WEIGHTS} is not the file that {CONFIG} was written with: expected the "
             f"checksum {str(config.get('weights_sha256'))[:64]}; save the policy again"
         )
+    _require_numbers(weights, folder / WEIGHTS)
     algorithm = _build(config, folder, device)
     policy: GreedyPolicy | TransformerPolicy
     try:
@@ -265,7 +266,19 @@ def load_weights(folder: Path | str) -> dict[str, Tensor]:
     folder = policy_folder(folder)
     _require_folder(folder)
     _read_config(folder / CONFIG)
-    return read_weights(folder / WEIGHTS)
+    weights = read_weights(folder / WEIGHTS)
+    _require_numbers(weights, folder / WEIGHTS)
+    return weights
+
+
+def _require_numbers(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights with which every answer would be nan."""
+    broken = [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise ValueError(
+            f"{path} holds a weight in {broken[0][:100]} that is no finite number: expected the "
+            "weights of a trained policy; save or copy them again"
+        )
 
 
 def _require_folder(folder: Path) -> None:

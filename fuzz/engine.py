@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import sys
 import tempfile
 import time
@@ -32,6 +33,7 @@ class Runner:
     def __init__(self, target: Target, folder: Path) -> None:
         self.name, self.count, self.refused = target.name, 0, 0
         self._call, self._folder = target.prepare(folder), folder
+        platform.processor()  # some package asks, and Python runs `uname` to answer once
         guard.limit_memory()
 
     def __call__(self, data: bytes) -> None:

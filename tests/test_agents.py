@@ -45,6 +45,7 @@ from crystal_gym.elements import N_ELEMENTS  # noqa: E402
 from crystal_gym.envs.observations import compact_rows, make_form  # noqa: E402
 from crystal_gym.evaluation import Task, rollout  # noqa: E402
 from crystal_gym.evaluation.metrics import accuracy  # noqa: E402
+from crystal_gym.files import sha256_of  # noqa: E402
 from crystal_gym.graphs import Geometry  # noqa: E402
 from crystal_gym.sets import load_skeletons  # noqa: E402
 from crystal_gym.skeletons import Cell, SkeletonSet, build_skeletons  # noqa: E402
@@ -808,3 +809,21 @@ def test_a_d3rlpy_file_of_one_s_own_can_be_converted_as_the_error_says(tmp_path)
     assert load_policy(tmp_path / "policy").predict(rows).tolist() == (
         algorithm.predict(rows).tolist()
     )
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.zeros(1).expand(10**9), "larger than its data"),
+        (torch.eye(3).to_sparse(), "larger than its data"),
+        (torch.tensor([float("nan")]), "no finite number"),
+    ],
+    ids=["expanded", "sparse", "nan"],
+)
+def test_weights_of_no_training_are_refused(broken, tensor, message):
+    weights = torch.load(broken / "weights.pt", weights_only=True)
+    weights[next(iter(weights))] = tensor
+    torch.save(weights, broken / "weights.pt")
+    edit(broken, weights_sha256=sha256_of(broken / "weights.pt"))
+    with pytest.raises(ValueError, match=message):
+        load_saved_policy(broken)
