@@ -71,9 +71,9 @@ def prepared(name: str, folder: Path) -> Path:
     """Make a folder in which a command can start."""
     folder.mkdir()
     command = [*CRYSTAL_GYM, "data", "build", "mini"]
-    if name == "build":  # three parts of up to 500
+    if name == "build":  # two parts
         script = Path(__file__).parents[1] / "scale" / "make_crystals.py"
-        command = [sys.executable, str(script), "--count", "1100", "-o", "crystals.extxyz"]
+        command = [sys.executable, str(script), "--count", "600", "-o", "crystals.extxyz"]
     subprocess.run(command, cwd=folder, env=environment(folder), check=True, capture_output=True)
     return folder
 
