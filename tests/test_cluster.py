@@ -11,11 +11,11 @@ import threading
 import time
 from collections import Counter
 
-import ase.db
 import ase.io
 import numpy as np
 import pytest
 from made_crystals import cif_text
+from stored_attempts import stored_attempts
 from stub_pw import Stub
 
 import crystal_gym.cluster
@@ -30,6 +30,7 @@ from dask_cluster import Cluster, end, fill_disk
 from test_labelling import crystal, crystals, oracle_in, wait_for
 
 OK = Status.OK
+COUNT = 20  # structures of a command
 
 
 @pytest.fixture
@@ -54,9 +55,8 @@ def cluster(shared_cluster):
 def stored(folder):
     """Return the statuses of every crystal in the database, in the order of the attempts."""
     found = {}
-    path = folder / "results.db"
-    for row in ase.db.connect(path).select() if path.exists() else ():
-        found.setdefault(row.data["crystal"], []).append(Status(row.data["properties"]["status"]))
+    for attempt in stored_attempts(folder / "results.db"):
+        found.setdefault(attempt.crystal, []).append(attempt.status)
     return found
 
 
@@ -102,21 +102,25 @@ def test_workers_give_what_processes_give(cluster, stub, tmp_path):
     assert_one_final_status_each(tmp_path, 13)
 
 
-def test_a_killed_worker_costs_what_it_was_calculating(cluster, stub, tmp_path):
-    stub.set(seconds=0.3)
+def two_calculations(stub):
+    """Wait until both workers calculate, let all others be quick, and return the two processes."""
+    wait_for(lambda: len(stub.started) == len(stub.processes()) == 2)
+    stub.set(seconds=0)
+    return stub.processes()
 
-    def kill_two():
-        for _ in range(2):
-            wait_for(lambda: any(map(cluster.worker_of, stub.processes())))
-            worker = next(filter(None, map(cluster.worker_of, stub.processes())))
-            os.kill(worker, signal.SIGKILL)
-            time.sleep(0.5)
 
-    with executor_at(cluster.address) as executor, meanwhile(kill_two):
+def test_killed_workers_cost_what_they_were_calculating(cluster, stub, tmp_path):
+    stub.set(seconds=60)
+
+    def kill_both():
+        for calculation in two_calculations(stub):
+            os.kill(cluster.worker_of(calculation), signal.SIGKILL)
+
+    with executor_at(cluster.address) as executor, meanwhile(kill_both):
         found = label(crystals(16), oracle_in(tmp_path), executor=executor)
     assert [p.status for p in found] == [OK] * 16
     assert_one_final_status_each(tmp_path, 16)
-    assert len(stub.started) > 16
+    assert len(stub.started) == 16 + 2
     assert len(stub.done) == 16
 
 
@@ -138,9 +142,7 @@ def test_a_frozen_worker_is_given_up(cluster, stub, tmp_path):
     stub.set(seconds=60)
 
     def freeze():
-        wait_for(lambda: len(stub.processes()) == 2)
-        stub.set(seconds=0)
-        first, second = stub.processes()
+        first, second = two_calculations(stub)
         os.kill(cluster.worker_of(first), signal.SIGSTOP)
         os.kill(second, signal.SIGKILL)  # it need not take its minute
 
@@ -192,7 +194,7 @@ def test_a_dataset_built_on_a_cluster_is_the_same(
 # -- the command -----------------------------------------------------------------------------------
 
 
-def start_command(stub, folder, address, count=40):
+def start_command(stub, folder, address, count=COUNT):
     ase.io.write(folder / "crystals.xyz", [c.to_ase_atoms() for c in crystals(count)])
     words = ["crystals.xyz", "--pw", stub.pw, "--pseudo", stub.pseudopotentials]
     words += ["--cache", "results.db", "--executor", address, "--preset", "fast"]
@@ -233,11 +235,11 @@ def test_a_command_that_is_stopped_goes_on_where_it_was(cluster, stub, tmp_path,
     wait_for(lambda: not stub.processes())  # what ran comes to its end, and nothing else begins
     time.sleep(0.5)
     before = len(stored(tmp_path))
-    assert len(stub.started) == len(stub.done) == before < 40
+    assert len(stub.started) == len(stub.done) == before < COUNT
     stub.set(seconds=0)
-    assert "40 structures: 40 ok" in run_command(stub, tmp_path, cluster.address)
-    assert len(stub.started) == 40
-    assert_one_final_status_each(tmp_path, 40)
+    assert f"{COUNT} structures: {COUNT} ok" in run_command(stub, tmp_path, cluster.address)
+    assert len(stub.started) == COUNT
+    assert_one_final_status_each(tmp_path, COUNT)
 
 
 def test_without_a_scheduler_a_command_ends_and_the_next_goes_on(stub, tmp_path):
@@ -253,12 +255,12 @@ def test_without_a_scheduler_a_command_ends_and_the_next_goes_on(stub, tmp_path)
     assert re.fullmatch(r"crystal-gym: the scheduler at dask://\S+ is gone: .* to go on", said[0])
     assert stub.processes() == []
     before, begun = len(stored(tmp_path)), len(stub.started)
-    assert 4 <= before < 40
+    assert 4 <= before < COUNT
     stub.set(seconds=0)
     with contextlib.closing(Cluster(tmp_path / "cluster", workers=1)) as cluster:
-        assert "40 structures: 40 ok" in run_command(stub, tmp_path, cluster.address)
-    assert len(stub.started) - begun == 40 - before
-    assert_one_final_status_each(tmp_path, 40)
+        assert f"{COUNT} structures: {COUNT} ok" in run_command(stub, tmp_path, cluster.address)
+    assert len(stub.started) - begun == COUNT - before
+    assert_one_final_status_each(tmp_path, COUNT)
 
 
 # -- addresses -------------------------------------------------------------------------------------

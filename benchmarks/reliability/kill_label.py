@@ -24,7 +24,7 @@ from concurrent.futures import Executor
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from stubbed import Stub, cached_oracle, make_crystals, make_stub, stored_rows
+from stubbed import Stub, cached_oracle, make_crystals, make_stub, stored_attempts
 
 from crystal_gym.cluster import executor_at
 from crystal_gym.labelling import label
@@ -71,7 +71,7 @@ class Killer:
     """Kills one process after another while calculations run."""
 
     def __init__(self, stub: Stub, folder: Path, kills: int, seed: int) -> None:
-        self.stub, self.folder, self.kills = stub, folder, kills
+        self.stub, self.database, self.kills = stub, folder / "results.db", kills
         self.random = random.Random(seed)
         self.done = 0
         self.seen: set[str] = set()  # energies that were in the database
@@ -80,13 +80,13 @@ class Killer:
         """Wait for a calculation, and a little, and kill the process that is chosen then."""
         _wait_for(self.stub.processes)
         time.sleep(self.random.uniform(*_PAUSE_S))
-        self.seen |= {row.energy for row in stored_rows(self.folder)}
+        self.seen |= {row.energy for row in stored_attempts(self.database)}
         os.kill(choose(), signal.SIGKILL)
         self.done += 1
 
     def damage(self, structures: int) -> Damage:
         """Compare the database with what was to be done and with the log of the stub."""
-        rows = stored_rows(self.folder)
+        rows = stored_attempts(self.database)
         finals = Counter(row.crystal for row in rows if row.status.is_final)
         stored_at = {row.energy: row.stored_at for row in rows if row.energy}
         begun = self.stub.logged("start")

@@ -2,27 +2,17 @@
 
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
-from ase.db import connect
-from ase.db.core import T2000, YEAR
 from pymatgen.core import Lattice, Structure
 
-from crystal_gym.oracles import CachedOracle, EspressoOracle, Status
+from crystal_gym.oracles import CachedOracle, EspressoOracle
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+from stored_attempts import stored_attempts
 from stub_pw import Stub
 
-
-@dataclass(frozen=True)
-class Row:
-    """One attempt in a database: which crystal, how it ended, its energy, and when (s)."""
-
-    crystal: str
-    status: Status
-    energy: str
-    stored_at: float
+__all__ = ["Stub", "cached_oracle", "make_crystals", "make_stub", "stored_attempts"]
 
 
 def make_crystals(numbers: Iterable[int]) -> list[Structure]:
@@ -53,21 +43,3 @@ def cached_oracle(folder: Path, database: str = "results.db") -> CachedOracle:
         scratch=folder / "scratch",
     )
     return CachedOracle(espresso, folder / database)
-
-
-def stored_rows(folder: Path) -> list[Row]:
-    """Return all attempts in the database, read with ASE alone."""
-    path = folder / "results.db"
-    found = []
-    for row in connect(path, use_lock_file=False).select() if path.exists() else ():
-        properties = row.data["properties"]
-        energy = properties["total_energy_ry"]
-        found.append(
-            Row(
-                row.data["crystal"],
-                Status(properties["status"]),
-                "" if energy is None else f"{energy:.8f}",
-                T2000 + YEAR * row.ctime,
-            )
-        )
-    return found
