@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
 
@@ -16,7 +13,7 @@ from tqdm import tqdm
 from crystal_gym.cluster import WorkersDiedError
 from crystal_gym.oracles.base import Properties, Status
 from crystal_gym.oracles.cache import CachedOracle
-from crystal_gym.oracles.espresso.process import die_with_parent
+from crystal_gym.pools import process_pool
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -72,7 +69,7 @@ def label(
         disable=not progress,
     ) as bar:
         bar.set_postfix(statuses)
-        pool = executor or _pool(workers)
+        pool = executor or process_pool(workers)
         futures: dict[Future[Properties], list[int]] = {}
         broken: BrokenExecutor | None = None
         try:
@@ -125,17 +122,6 @@ def _outcome(future: Future[Properties]) -> Properties:
 
 def _evaluate(oracle: CachedOracle, structure: Structure) -> Properties:
     return oracle.evaluate([structure])[0]
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(os.getpid(),))
-
-
-def _start_worker(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then stops us
-    die_with_parent()
-    if os.getppid() != parent and multiprocessing.get_start_method() != "forkserver":
-        os._exit(1)  # it ended before we could ask
 
 
 def _stop(pool: Executor) -> None:

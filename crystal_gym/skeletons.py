@@ -9,10 +9,8 @@ of a set of a hundred thousand only the skeletons that are looked at are read.
 from __future__ import annotations
 
 import hashlib
-import os
-import signal
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +37,7 @@ from crystal_gym.graphs import (
     lattice_parameters,
 )
 from crystal_gym.merged_edges import MergedEdges
+from crystal_gym.pools import cores, process_pool
 from crystal_gym.ragged import run_starts, take_runs
 
 if TYPE_CHECKING:
@@ -50,7 +49,6 @@ __all__ = [
     "SkeletonSet",
     "build_skeletons",
     "filled_structure",
-    "process_pool",
     "registered_set",
 ]
 
@@ -550,7 +548,7 @@ def build_skeletons(
     """
     known = cache.get([c.key for c in cells]) if cache is not None else {}
     todo = list({c.key: c for c in cells if c.key not in known}.values())
-    workers = workers or (_cores() if len(todo) >= 32 else 1)
+    workers = workers or (cores() if len(todo) >= 32 else 1)
     failed: dict[str, str] = {}
     fresh: dict[str, Geometry] = {}
 
@@ -582,21 +580,6 @@ def build_skeletons(
         raise ValueError(f"no structure could be analysed; {first.name}: {failed[first.key]}")
     problems = {i: failed[c.key] for i, c in enumerate(cells) if c.key in failed}
     return SkeletonSet.from_cells(good, [known[c.key] for c in good]), problems
-
-
-def process_pool(workers: int | None = None) -> ProcessPoolExecutor:
-    """Return a pool, as large as there are cores, that leaves Ctrl-C to its parent."""
-    return ProcessPoolExecutor(workers or _cores(), initializer=_ignore_interrupt)
-
-
-def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _bar(items: Sequence[Any], description: str, show: bool) -> Iterator[Any]:

@@ -34,8 +34,9 @@ from crystal_gym.datasets.trajectories import (
 from crystal_gym.files import raw_data_dir
 from crystal_gym.oracles import Properties, PropertyTable, Status, load_table
 from crystal_gym.oracles.table import table_of_fillings
+from crystal_gym.pools import process_pool
 from crystal_gym.sets import DATASETS, geometry_cache, table_dir
-from crystal_gym.skeletons import Cell, SkeletonSet, build_skeletons, process_pool
+from crystal_gym.skeletons import Cell, SkeletonSet, build_skeletons
 from crystal_gym.structures import cell_from_structure, parse_cif
 
 __all__ = [

@@ -36,8 +36,9 @@ from crystal_gym.files import DAMAGED_NPZ, Pieces, atomic_path, open_npz, save_n
 from crystal_gym.graphs import Geometry, analyse_geometry
 from crystal_gym.oracles import Properties, PropertyTable, Status
 from crystal_gym.oracles.table import table_of_fillings
+from crystal_gym.pools import process_pool
 from crystal_gym.sets import dataset_dir
-from crystal_gym.skeletons import Cell, SkeletonSet, process_pool
+from crystal_gym.skeletons import Cell, SkeletonSet
 from crystal_gym.structures import cell_from_structure, read_structures
 
 __all__ = ["CRYSTALS_A_PART", "build_structures"]

@@ -7,7 +7,6 @@ is ended when the program ends, when its time is up, or when we are killed ourse
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import select
@@ -19,15 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crystal_gym.interrupts import noted_interrupts
+from crystal_gym.pools import die_with_parent, libc_with_prctl
 
-__all__ = ["Finished", "die_with_parent", "run_session"]
+__all__ = ["Finished", "run_session"]
 
 _GRACE_S = 1.0
 """Seconds between SIGTERM and SIGKILL."""
 
 _LONGEST_POLL_MS = 2**31 - 1  # of a C int: 24 days
 
-_PR_SET_PDEATHSIG = 1
 _PROC = Path("/proc")
 
 
@@ -94,32 +93,16 @@ def run_session(
     return Finished(process.returncode, timed_out, time.monotonic() - start)
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent ends (Linux; elsewhere nothing)."""
-    libc = _libc()
-    if libc is not None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _libc() -> ctypes.CDLL | None:
-    try:
-        libc = ctypes.CDLL(None)
-        libc.prctl  # noqa: B018 (asks whether there is one)
-    except (AttributeError, OSError, TypeError):
-        return None
-    return libc
-
-
 def _child_setup(memory_bytes: int | None) -> Callable[[], None]:
     """Return what the child does between fork and exec: two system calls, prepared beforehand."""
-    libc, parent = _libc(), os.getpid()
+    libc, parent = libc_with_prctl(), os.getpid()
     if memory_bytes is not None:  # no process may raise a limit that is set already
         limits = [n for n in resource.getrlimit(resource.RLIMIT_AS) if n != resource.RLIM_INFINITY]
         memory_bytes = min([memory_bytes, *limits])
 
     def setup() -> None:
         if libc is not None:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            die_with_parent(libc)
             if os.getppid() != parent:  # it died before we could ask
                 os._exit(1)
         if memory_bytes is not None:
