@@ -11,7 +11,7 @@ quickstart: $(VENV)/ready
 	$(BIN)/crystal-gym quickstart
 
 test: $(VENV)/ready-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 # Ten minutes a target; one line each with the number of inputs and the verdict.
 FUZZ_SECONDS ?= 600
