@@ -131,10 +131,10 @@ void mlp_forward(const float *restrict x, long rows, long n_layers, const long *
             multiply(input, size[l], 1, weight[l], result, wide, size[l], n, 0);
             for (long i = 0; i < n; i++) {
                 float *restrict y = result + i * wide;
-                const float *first = bias[l], *second = NULL;
+                const float *first = bias[l];
                 if (ends && l == pairs_at) {
                     first = ends + pairs[2 * (from + i)] * wide;
-                    second = ends + pairs[2 * (from + i) + 1] * wide;
+                    const float *second = ends + pairs[2 * (from + i) + 1] * wide;
                     for (long j = 0; j < wide; j++)
                         y[j] = activation(y[j] + first[j] + second[j]);
                 } else

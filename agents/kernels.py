@@ -191,7 +191,7 @@ def _layers_forward(
 ) -> tuple[list[Tensor], Tensor | None, None]:
     """Do with torch what :meth:`LoopsInC.mlp_forward` does."""
     blocks = _blocks(len(x), x.device)
-    inner = len(x) if keep else min(len(x), _BLOCK_ROWS) if len(blocks) > 1 else len(x)
+    inner = len(x) if keep or not blocks else blocks[0].stop  # what is not kept is overwritten
     rows_of = [inner] * (len(layers) - 1) + [len(x)]
     outs = [x.new_empty(n, len(bias)) for n, (_, bias) in zip(rows_of, layers, strict=True)]
     added = None if skip is None else torch.empty_like(outs[-1])

@@ -27,7 +27,7 @@ from torch import nn
 from tqdm import tqdm
 
 from crystal_gym.agents.model_files import load_tensors
-from crystal_gym.agents.processes import ALONE, Processes
+from crystal_gym.agents.processes import ALONE, Processes, joined_processes
 from crystal_gym.agents.transformer import SiteTransformer
 from crystal_gym.files import atomic_path, read_json
 from crystal_gym.interrupts import noted_interrupts
@@ -35,6 +35,7 @@ from crystal_gym.interrupts import noted_interrupts
 __all__ = [
     "TrainingRun",
     "averaged",
+    "finished_run",
     "load_checkpoint",
     "memory_in_one_sentence",
     "pick_device",
@@ -363,6 +364,10 @@ class TrainingRun(ABC):
         """Judge what is there, store it where it is worth it, and return its measures."""
 
     @abstractmethod
+    def resume(self) -> None:
+        """Go on from the folder's checkpoint, if there is one."""
+
+    @abstractmethod
     def save(self) -> None:
         """Write a checkpoint, whole or not at all."""
 
@@ -440,6 +445,36 @@ class TrainingRun(ABC):
 
 def _seed_of(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
+
+
+_Run = TypeVar("_Run", bound=TrainingRun)
+
+
+@contextmanager
+def finished_run(
+    kind: type[_Run], config: Any, folder: Path | str, progress: bool
+) -> Iterator[_Run]:
+    """Give a run that was trained to its end, or gone on with, among the processes there are.
+
+    Args:
+        kind: Of run.
+        config: Its settings, with ``device`` and ``batch_size``.
+        folder: Its folder.
+        progress: Show a progress bar on standard error.
+
+    Raises:
+        MemoryError: If a batch does not fit into memory.
+        KeyboardInterrupt: After Ctrl-C or SIGTERM, with the state stored.
+    """
+    with joined_processes(pick_device(config.device)) as (processes, device):
+        run = kind(config, Path(folder), processes, device)
+        try:
+            run.resume()
+            with memory_in_one_sentence(config.batch_size, folder):
+                run.train(progress)
+            yield run
+        finally:
+            run.close()
 
 
 def require_finite(metrics: Mapping[str, float], config: Any, step: int, kept: str) -> None:

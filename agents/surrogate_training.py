@@ -24,12 +24,11 @@ from torch import Tensor, nn
 
 from crystal_gym.agents.batch import GraphBatch, rows_to_batch
 from crystal_gym.agents.optimizers import MuonFactory
-from crystal_gym.agents.processes import ALONE, Processes, averages_gradients, joined_processes
+from crystal_gym.agents.processes import ALONE, Processes, averages_gradients
 from crystal_gym.agents.runs import (
     TrainingRun,
+    finished_run,
     load_checkpoint,
-    memory_in_one_sentence,
-    pick_device,
     prepare_network,
     require,
     require_finite,
@@ -215,17 +214,10 @@ def train_surrogate(
         OSError: If another process is training there.
         KeyboardInterrupt: After Ctrl-C or SIGTERM, with the state stored.
     """
-    with joined_processes(pick_device(config.device)) as (processes, device):
-        run = _Run(config, Path(folder), processes, device)
-        try:
-            run.resume()
-            with memory_in_one_sentence(config.batch_size, folder):
-                run.train(progress)
-            if run.scores is None and processes.first:  # a run that was at its end already
-                run.evaluate()
-        finally:
-            run.close()
-        scores: SurrogateScores | None = processes.from_first(run.scores)
+    with finished_run(_Run, config, folder, progress) as run:
+        if run.scores is None and run.processes.first:  # a run that was at its end already
+            run.evaluate()
+        scores: SurrogateScores | None = run.processes.from_first(run.scores)
     assert scores is not None
     return scores
 

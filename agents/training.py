@@ -29,12 +29,11 @@ from crystal_gym.agents.cql import CrystalCQLConfig
 from crystal_gym.agents.encoders import MEGNetEncoderFactory
 from crystal_gym.agents.optimizers import MuonFactory
 from crystal_gym.agents.policy import GreedyPolicy, load_weights, save_policy
-from crystal_gym.agents.processes import ALONE, Processes, joined_processes
+from crystal_gym.agents.processes import ALONE, Processes
 from crystal_gym.agents.runs import (
     TrainingRun,
+    finished_run,
     load_checkpoint,
-    memory_in_one_sentence,
-    pick_device,
     prepare_network,
     require,
     require_finite,
@@ -196,15 +195,8 @@ def train(config: TrainConfig, folder: Path | str, *, progress: bool = True) -> 
         OSError: If another process is training there.
         KeyboardInterrupt: After Ctrl-C or SIGTERM, with the state stored.
     """
-    with joined_processes(pick_device(config.device)) as (processes, device):
-        run = _Run(config, Path(folder), processes, device)
-        try:
-            run.resume()
-            with memory_in_one_sentence(config.batch_size, folder):
-                run.train(progress)
-        finally:
-            run.close()
-        best: Scores | None = processes.from_first(run.best)
+    with finished_run(_Run, config, folder, progress) as run:
+        best: Scores | None = run.processes.from_first(run.best)
     assert best is not None
     return best
 

@@ -316,12 +316,11 @@ def open_npz(path: Path | str) -> Iterator[Mapping[str, NDArray[Any]]]:
     """
     # What expands to no more than the file itself is no bomb, however large.
     require_plain_zip(path, max(_MOST_ARRAY_BYTES, os.path.getsize(path)))
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            with archive.open(member) as stream:
-                _require_whole_array(cast("IO[bytes]", stream), member)
     # NumPy leaves the file open when the archive turns out to be damaged, so it is opened here.
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as npz:
+        for member in npz.zip.infolist():
+            with npz.zip.open(member) as stream:
+                _require_whole_array(cast("IO[bytes]", stream), member)
         yield _Arrays(path, file, npz)
 
 

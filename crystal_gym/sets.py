@@ -71,7 +71,7 @@ def dataset_dir(dataset_id: str) -> Path:
     Raises:
         ValueError: If the id is not of Minari's form, and so might lead out of its folder.
     """
-    if not _DATASET_ID.fullmatch(dataset_id):
+    if not is_dataset_id(dataset_id):
         raise ValueError(
             f"dataset id {dataset_id!r} is not of Minari's form: expected letters, digits, dashes "
             "and a version, such as crystal-mine-v0"

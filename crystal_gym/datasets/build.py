@@ -20,12 +20,11 @@ from crystal_gym.datasets.minari_io import (
     BuildReport,
     DatasetCard,
     left_out,
-    write_dataset,
+    publish,
 )
 from crystal_gym.datasets.relabel import terminal_rewards
 from crystal_gym.datasets.trajectories import (
     MAX_ORDERS,
-    Trajectories,
     joined,
     plan_trajectories,
     sample_boltzmann,
@@ -115,7 +114,7 @@ def build_mp20(
         )
         card = _CARDS[split] if limit is None else _limited(_CARDS[split], limit)
         trajectories = plan_trajectories(table, _ORDERS[split])
-        reports.append(_publish(card, table, trajectories, problems, progress))
+        reports.append(publish(card, trajectories, table, problems, progress=progress))
     return reports
 
 
@@ -129,7 +128,7 @@ def _limited(card: DatasetCard, limit: int) -> DatasetCard:
 def build_mini(progress: bool = False) -> BuildReport:
     """Write ``crystal-mini-v0`` from the bundled set."""
     table = load_table("mini")
-    return _publish(_CARDS["mini"], table, plan_trajectories(table), {}, progress)
+    return publish(_CARDS["mini"], plan_trajectories(table), table, {}, progress=progress)
 
 
 def build_metals(
@@ -202,25 +201,7 @@ def build_tabular(progress: bool = False, seed: int = 0) -> BuildReport:
             sample_boltzmann(table, rewards, _EPISODES_PER_SKELETON, _TEMPERATURE, seed + 1),
         ]
     )
-    return _publish(_CARDS["tabular"], table, trajectories, {}, progress)
-
-
-def _publish(
-    card: DatasetCard,
-    table: PropertyTable,
-    trajectories: Trajectories,
-    problems: dict[str, str],
-    progress: bool,
-) -> BuildReport:
-    path = write_dataset(card, trajectories, table, progress=progress)
-    return BuildReport(
-        card.dataset_id,
-        path,
-        len(table),
-        len(trajectories),
-        len(trajectories.actions),
-        problems,
-    )
+    return publish(_CARDS["tabular"], trajectories, table, {}, progress=progress)
 
 
 def labelled_table(

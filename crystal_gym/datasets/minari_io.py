@@ -44,6 +44,7 @@ from crystal_gym.columns import (
 from crystal_gym.datasets.relabel import terminal_rewards
 from crystal_gym.datasets.trajectories import Trajectories
 from crystal_gym.elements import N_ELEMENTS
+from crystal_gym.envs.crystal_fill import TOLD_PROPERTIES
 from crystal_gym.envs.observations import make_form
 from crystal_gym.files import DAMAGED_NPZ, open_npz, read_json, save_npz, sha256_of
 from crystal_gym.oracles import PropertyTable
@@ -59,6 +60,7 @@ __all__ = [
     "load_trajectories",
     "lock_file",
     "open_dataset",
+    "publish",
     "read_trajectories",
     "require_dataset_id",
     "write_dataset",
@@ -132,6 +134,34 @@ def require_dataset_id(dataset_id: str) -> None:
             f"{dataset_id!r} is no id of a Minari dataset: expected a name with a version, such as "
             "crystal-mine-v0"
         )
+
+
+def publish(
+    card: DatasetCard,
+    trajectories: Trajectories,
+    table: PropertyTable,
+    problems: dict[str, str],
+    *,
+    progress: bool = False,
+) -> BuildReport:
+    """Write a dataset as :func:`write_dataset` does, and return what a build made.
+
+    Args:
+        card: Of the dataset.
+        trajectories: Its episodes.
+        table: Its crystals.
+        problems: Reason by the name of each crystal that was left out.
+        progress: Show a progress bar on standard error.
+    """
+    path = write_dataset(card, trajectories, table, progress=progress)
+    return BuildReport(
+        card.dataset_id,
+        path,
+        len(table),
+        len(trajectories),
+        len(trajectories.actions),
+        problems,
+    )
 
 
 def write_dataset(
@@ -508,7 +538,7 @@ def _skeletons_of(dataset: minari.MinariDataset, folder: Path) -> SkeletonSet:
     # Those the episodes were written with: a named set may since have become another one.
     if (folder / "skeletons.npz").exists():
         return load_skeleton_file(folder / "skeletons.npz")
-    _require_harmless(json.loads((folder / "metadata.json").read_text(encoding="utf-8")))
+    _require_harmless(read_json(folder / "metadata.json"))
     env = dataset.recover_environment()
     skeletons: SkeletonSet = env.unwrapped.skeletons
     env.close()
@@ -564,7 +594,7 @@ def _require_sound(columns: Mapping[str, NDArray[Any]], skeletons: SkeletonSet) 
             "step_ptr": ("i", (episodes + 1,)),
             "traversal": ("i", (steps,)),
             "actions": ("i", (steps,)),
-            **{name: ("f", (episodes,)) for name in _PROPERTIES},
+            **{name: ("f", (episodes,)) for name in TOLD_PROPERTIES},
         },
     )
     require_starts("step_ptr", columns["step_ptr"], steps)
@@ -587,7 +617,9 @@ def _read_episodes(
                 dataset.episode_indices, desc="reading", unit="episode", disable=not progress
             ):
                 group = _group(file, f"episode_{episode}")
-                properties.append([float(group.attrs[f"options/{name}"]) for name in _PROPERTIES])
+                properties.append(
+                    [float(group.attrs[f"options/{name}"]) for name in TOLD_PROPERTIES]
+                )
                 seen = _group(group, "observations")
                 numbers.append(_array(seen, "skeleton")[0, 0])
                 orders.append(_array(seen, "focus")[:-1, 0])
@@ -597,7 +629,7 @@ def _read_episodes(
             "step_ptr": run_starts([len(a) for a in actions]),
             "traversal": np.concatenate(orders).astype(np.int16),
             "actions": np.concatenate(actions).astype(np.int16),
-            **dict(zip(_PROPERTIES, np.array(properties, dtype=np.float64).T, strict=True)),
+            **dict(zip(TOLD_PROPERTIES, np.array(properties, dtype=np.float64).T, strict=True)),
         }
         _require_sound(columns, skeletons)
     except (LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
@@ -633,7 +665,6 @@ def _array(parent: h5py.Group, name: str) -> NDArray[Any]:
     return array
 
 
-_PROPERTIES = ("total_energy_ry", "formation_energy_ev_per_atom", "band_gap_ev")
 _COLUMNS = "trajectories.npz"
 _EPISODES = "main_data.hdf5"
 _LARGEST_ARRAY = 100_000

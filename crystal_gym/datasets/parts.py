@@ -9,7 +9,6 @@ from files that are mapped: at no time is more than a few parts in memory.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -27,16 +26,17 @@ from crystal_gym.datasets.minari_io import (
     BuildReport,
     DatasetCard,
     lock_file,
+    publish,
     require_dataset_id,
-    write_dataset,
 )
 from crystal_gym.datasets.trajectories import Trajectories, plan_trajectories
 from crystal_gym.elements import EMPTY
+from crystal_gym.envs.crystal_fill import TOLD_PROPERTIES
 from crystal_gym.files import DAMAGED_NPZ, Pieces, atomic_path, open_npz, save_npz
 from crystal_gym.graphs import Geometry, analyse_geometry
 from crystal_gym.oracles import Properties, PropertyTable, Status
 from crystal_gym.oracles.table import table_of_fillings
-from crystal_gym.pools import process_pool
+from crystal_gym.pools import cores, process_pool
 from crystal_gym.sets import dataset_dir
 from crystal_gym.skeletons import Cell, SkeletonSet
 from crystal_gym.structures import cell_from_structure, read_structures
@@ -47,7 +47,6 @@ CRYSTALS_A_PART = 500
 """Several seconds of work: what a kill costs at most, for every process."""
 
 _FORMAT = 1  # of parts: raise it whenever other code would make other ones
-_PROPERTIES = ("total_energy_ry", "formation_energy_ev_per_atom", "band_gap_ev")
 
 Named = tuple[str, Any]
 
@@ -94,15 +93,7 @@ def build_structures(
             raise ValueError(f"no structure can be used; {name}: {reason}")
         table, trajectories = _joined(usable, folder)
         card = DatasetCard(dataset_id, f"Structures of {', '.join(p.name for p in paths)}.")
-        path = write_dataset(card, trajectories, table, progress=progress)
-        report = BuildReport(
-            dataset_id,
-            path,
-            len(table),
-            len(trajectories),
-            len(trajectories.actions),
-            problems,
-        )
+        report = publish(card, trajectories, table, problems, progress=progress)
         shutil.rmtree(folder)
     return report
 
@@ -164,7 +155,7 @@ def _make_parts(
                         _make_part(paths[-1], some)
                     else:
                         running.add(pool.submit(_make_part, paths[-1], some))
-                        running = _some_done(running, 2 * (workers or os.cpu_count() or 1))
+                        running = _some_done(running, 2 * (workers or cores()))
                 bar.update(len(some))
                 some = list(islice(remaining, CRYSTALS_A_PART))
             _some_done(running, 1)
@@ -228,7 +219,7 @@ def _analysed(name: str, structure: Any) -> tuple[Cell, Geometry, Properties]:
     if (cell.reference == EMPTY).any():
         raise ValueError(f"{cell.name} has sites without an element: expected a whole crystal")
     values: dict[str, float] = {}
-    for wanted in _PROPERTIES:
+    for wanted in TOLD_PROPERTIES:
         try:
             values[wanted] = float(given[wanted])
         except (KeyError, TypeError, ValueError):
