@@ -1,7 +1,8 @@
 """Makes inputs for one target, by hypothesis or by atheris, until its time is up.
 
 ``python -m fuzz.engine ENGINE TARGET SECONDS [SEED]`` prints the number of inputs; its exit status
-is 0 only if none of them failed. One that did is written to ``FUZZ_FINDINGS`` (``fuzz-findings``).
+is 0 only if none of them failed. One that did is written to ``FUZZ_FINDINGS`` (``fuzz-findings``),
+also one that ended the process from outside of Python (``TARGET-current``).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Runner:
     def __init__(self, target: Target, folder: Path) -> None:
         self.name, self.count, self.refused = target.name, 0, 0
         self._call, self._folder = target.prepare(folder), folder
+        self._current = _place(self.name, "current")
         platform.processor()  # some package asks, and Python runs `uname` to answer once
         guard.limit_memory()
 
@@ -43,6 +45,7 @@ class Runner:
             Failure: If the target fails; the input is written to a file.
         """
         self.count += 1
+        self._current.write_bytes(data)  # stays where a hang or a crash ends the process
         try:
             refused = guard.guarded(lambda: self._call(data), self._folder)
         except guard.Failure as failure:
@@ -52,16 +55,21 @@ class Runner:
         self.refused += refused is not None
 
     def report(self) -> None:
-        """Print how many inputs there were, and how many of them were refused."""
+        """Print how many inputs there were, and how many of them were refused, at the end."""
+        self._current.unlink(missing_ok=True)
         print(f"COUNT {self.count} {self.refused}", flush=True)
 
 
 def _keep(name: str, data: bytes) -> Path:
-    folder = Path(os.environ["FUZZ_FINDINGS"])
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{hashlib.sha256(data).hexdigest()[:12]}"
+    path = _place(name, hashlib.sha256(data).hexdigest()[:12])
     path.write_bytes(data)
     return path
+
+
+def _place(name: str, which: str) -> Path:
+    folder = Path(os.environ["FUZZ_FINDINGS"])
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name}-{which}"
 
 
 @contextmanager
