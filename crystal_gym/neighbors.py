@@ -400,8 +400,8 @@ def _quarter_circle_areas() -> FloatArray:
 _QUARTER_CIRCLE = _quarter_circle_areas()
 
 
-_MOST_POINTS = 20_000
-"""Atoms looked at for all open sites of a crystal, for 4 s; MP-20's most are 7,000."""
+_MOST_POINTS = 8_000
+"""Atoms looked at for all open sites of a crystal, for 1.5 s at most; MP-20's most are 7,000."""
 
 
 def _bonds_of_open_site(
