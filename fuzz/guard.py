@@ -15,6 +15,11 @@ from typing import Any
 __all__ = ["ANSWERS", "Failure", "guarded", "limit_memory", "watch_writes"]
 
 LONGEST_S = 5.0
+"""Of processor time, which other work on a machine does not lengthen."""
+
+_WAITING = 12
+"""How many times as long a call may take by the clock: what waits takes no processor time."""
+
 MOST_BYTES = 2_000_000_000
 
 ANSWERS = (ValueError, OSError)
@@ -107,15 +112,18 @@ def guarded(
         answers: Exceptions that are an answer, if they say one sentence.
 
     Raises:
-        Failure: If it raised anything else or more than a sentence, took longer than 5 s or more
-            than 2 GB, wrote outside ``folder``, or started a program.
+        Failure: If it raised anything else or more than a sentence, took longer than 5 s of
+            processor time (a minute by the clock) or more than 2 GB, wrote outside ``folder``, or
+            started a program.
     """
     if Path("/proc/self/clear_refs").exists():
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _status("VmRSS")
-    old = signal.signal(signal.SIGALRM, _too_long)
-    faulthandler.dump_traceback_later(4 * LONGEST_S, exit=True)  # hangs outside of Python
-    signal.setitimer(signal.ITIMER_REAL, LONGEST_S)
+    old = [signal.signal(number, _too_long) for _, number in _TIMERS]
+    # Hangs outside of Python, where no handler runs.
+    faulthandler.dump_traceback_later((_WAITING + 4) * LONGEST_S, exit=True)
+    signal.setitimer(signal.ITIMER_PROF, LONGEST_S)
+    signal.setitimer(signal.ITIMER_REAL, _WAITING * LONGEST_S)
     _WATCH.seen, _WATCH.allowed = [], (os.path.realpath(folder) + os.sep,)
     answer: BaseException | None = None
     try:
@@ -125,10 +133,11 @@ def guarded(
     except Exception as error:
         raise Failure(f"{type(error).__name__}: {error!s:.300}") from error
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for (timer, number), handler in zip(_TIMERS, old, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(number, handler)
         _WATCH.allowed = None
         faulthandler.cancel_dump_traceback_later()
-        signal.signal(signal.SIGALRM, old)
     if _WATCH.seen:
         raise Failure(f"touched what it may not: {_WATCH.seen[0]}")
     grown = _status("VmHWM") - before
@@ -139,6 +148,9 @@ def guarded(
         if not said.strip() or "\n" in said or len(said) > _LONGEST_SENTENCE:
             raise Failure(f"{type(answer).__name__} is no sentence: {said!r:.300}") from answer
     return answer
+
+
+_TIMERS = ((signal.ITIMER_PROF, signal.SIGPROF), (signal.ITIMER_REAL, signal.SIGALRM))
 
 
 def _too_long(signum: int, frame: FrameType | None) -> None:
