@@ -298,6 +298,19 @@ def test_a_file_that_changes_under_a_running_program_makes_another_calculation(
     assert files[0]["Cl"] != files[1]["Cl"]
 
 
+def test_a_pw_of_another_version_than_it_is_stored_under_stores_nothing(address, stub, espresso):
+    """Such as that of a cluster's worker, to which the oracle went with the command's version."""
+    assert espresso.version == "6.7MaX"
+    stub.set(version="7.3")
+    (found,) = CachedOracle(espresso, address).evaluate([crystal()])
+    assert found.status is Status.CONFIGURATION
+    assert "is version 7.3, not 6.7MaX" in found.provenance
+    assert all(row.status == "configuration" for row in rows_of(address))
+    stub.set(version="6.7MaX")
+    (found,) = CachedOracle(espresso, address).evaluate([crystal()])
+    assert found.status is Status.OK
+
+
 def test_a_failure_that_would_happen_again_is_remembered(address, stub, espresso):
     stub.set(failures={"Na": "not_converged"})
     cached = CachedOracle(espresso, address)

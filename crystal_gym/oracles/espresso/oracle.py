@@ -242,6 +242,14 @@ class EspressoOracle:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         result = read_output(said, finished.returncode, timed_out=finished.timed_out)
+        if result.version is not None and result.version != self.version:
+            shutil.rmtree(folder, ignore_errors=True)
+            return Properties(  # such as a worker of a cluster that has another installation
+                status=Status.CONFIGURATION,
+                provenance=f"{self.pw} on {socket.gethostname()} is version {result.version}, not "
+                f"{self.version} under which the result would be stored: install the same version "
+                "everywhere, or label again with each",
+            )
         details = _details(result, electrons, n_bands)
         metal = self.settings.smearing_ry is not None and result.total_energy_ry is not None
         if result.status is Status.OK or metal:
