@@ -51,6 +51,7 @@ from crystal_gym.oracles import PropertyTable
 from crystal_gym.ragged import run_starts
 from crystal_gym.sets import dataset_dir, is_dataset_id, load_skeleton_file
 from crystal_gym.skeletons import Skeleton, SkeletonSet
+from crystal_gym.suggestions import did_you_mean
 
 __all__ = [
     "STORED_TARGET_EV",
@@ -499,8 +500,8 @@ def load_trajectories(
         local = minari.list_local_datasets()
         if dataset not in local:
             raise ValueError(
-                f"dataset {dataset!r} is not on this machine (there are: "
-                f"{', '.join(sorted(local)) or 'none'}): run `crystal-gym data build mp20` or "
+                f"dataset {dataset!r} is not on this machine{did_you_mean(dataset, local)}: there "
+                f"are {', '.join(sorted(local)) or 'none'}; run `crystal-gym data build mp20` or "
                 "`crystal-gym data build mini`"
             )
         dataset = open_dataset(dataset)
