@@ -176,7 +176,8 @@ def _doctor(options: argparse.Namespace) -> None:
         Health.ABSENT: ("-  ", "dim"),
         Health.ILL: ("BAD", "red"),
     }
-    width = max(40, shutil.get_terminal_size().columns)
+    # Lines of a pipe stay whole: they hold commands and paths.
+    width = max(40, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 100_000
     found = []
     for finding in examine(options.pseudo, options.pw):
         found.append(finding)

@@ -94,7 +94,10 @@ def test_wrong_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 2
-    assert "error" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "expected" in told
+    assert "--help` has examples" in told
+    assert told.count("\n") == 1
 
 
 def test_a_folder_with_a_csv_without_cif_is_refused(tmp_path, empty_minari, capsys):
