@@ -27,7 +27,9 @@ def build(output: Path) -> list[Path]:
         source = Path(temporary) / "source"
         shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*_LEFT_OUT))
         command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", temporary]
-        subprocess.run([*command, source], env=environment, check=True, stdout=subprocess.DEVNULL)
+        done = subprocess.run([*command, source], env=environment, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{done.stdout}{done.stderr}\nthe package cannot be built; see above")
         (sdist,) = Path(temporary).glob("*.tar.gz")
         (wheel,) = Path(temporary).glob("*.whl")
         output.mkdir(parents=True, exist_ok=True)
