@@ -1,7 +1,7 @@
 """Build the sdist and the wheel, the same bytes from the same sources: ``make dist``.
 
-``SOURCE_DATE_EPOCH`` is the time in the archives, in seconds since 1970; by default that of the last
-commit. The wheel of setuptools heeds it, its sdist does not, so that is packed again.
+``SOURCE_DATE_EPOCH`` is the time in the archives, in seconds since 1970; by default that of the
+last commit. The wheel of setuptools heeds it, its sdist does not, so that is packed again.
 """
 
 from __future__ import annotations

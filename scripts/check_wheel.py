@@ -1,8 +1,8 @@
 """Install the wheel with the core's dependencies alone, and use it: ``make wheel-check``.
 
-Builds the package twice, which must give the same bytes, makes a fresh virtual environment outside of
-the checkout, installs the wheel from PyPI's dependencies without any extra, and runs there what a user
-of the core does. What needs an extra must say so in one sentence.
+Builds the package twice, which must give the same bytes, makes a fresh virtual environment outside
+of the checkout, installs the wheel and its dependencies without any extra, and runs there what a
+user of the core does. What needs an extra must say so in one sentence.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from build_dist import ROOT, build
 
-_USED = '''
+_USED = """
 import sys
 
 import crystal_gym
@@ -65,7 +65,7 @@ for extra, use in {
     else:
         raise AssertionError(f"{use!r} works without its extra")
 print("the core works without its extras")
-'''
+"""
 
 _CIF = """data_rocksalt
 _cell_length_a 5.6
