@@ -126,8 +126,8 @@ class _Method:
         name: What the tables call it.
         aims: Targets that it is given, eV; ``(None,)`` for a method that takes none.
         design: Fills skeletons.
-        valued: Its policy (:class:`Valued`), where it has values.
         made_by: What its designs depend on beside task and target: of another, they are made again.
+        valued: Its policy (:class:`Valued`), where it has values.
         family: Equal for runs that differ in their seed alone.
         kind: ``policy``, ``baseline`` or ``ceiling``.
         note: What a reader has to know.

@@ -18,7 +18,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import minari
 
@@ -210,6 +210,8 @@ def _told_plainly(namespace: str) -> Iterator[None]:
     """Turn the hub's errors into one sentence each."""
     from huggingface_hub.errors import HfHubHTTPError
 
+    # The base class of the HTTP library that this release of the hub's client uses.
+    never_answered = cast("type[Exception]", HfHubHTTPError.__bases__[0]), ConnectionError
     try:
         yield
     except HfHubHTTPError as error:
@@ -227,9 +229,7 @@ def _told_plainly(namespace: str) -> Iterator[None]:
             ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConnectionError(f"the hub answered with an error ({reason}): try again") from error
-    # The base class of the HTTP library that this release of the hub's client uses, for what
-    # never got an answer.
-    except (HfHubHTTPError.__bases__[0], ConnectionError) as error:
+    except never_answered as error:
         raise ConnectionError(
             f"the hub does not answer ({type(error).__name__}): check the network and try again; "
             "the dataset here is as it was"
