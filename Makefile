@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Training and tests use few threads each; more would only fight over the cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: quickstart test fuzz reliability lint mini policy surrogate clean
+.PHONY: quickstart test fuzz reliability lint dist wheel-check mini policy surrogate clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/crystal-gym quickstart
@@ -22,6 +22,7 @@ fuzz: $(VENV)/ready-dev
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python scripts/check_docstrings.py crystal_gym agents
 	# Type checkers do not follow agents/ -> crystal_gym.agents in a checkout: check an install.
 	rm -rf build
 	$(BIN)/pip install --quiet --no-deps --target build/typed .
@@ -30,6 +31,14 @@ lint: $(VENV)/ready-dev
 	test -f build/typed/crystal_gym/data/mini/table.npz -a -f build/typed/crystal_gym/agents/cql.py
 	test -f build/typed/crystal_gym/data/tabular/table.npz
 	test ! -e build/typed/agents
+
+# sdist and wheel in dist/, the same bytes from the same sources.
+dist: $(VENV)/ready-dev
+	$(BIN)/python scripts/build_dist.py
+
+# The wheel in a fresh environment, with the core's dependencies alone.
+wheel-check: $(VENV)/ready-dev
+	$(BIN)/python scripts/check_wheel.py
 
 # The bundled set: pw.x results (scripts/make_mini.py) to skeletons and a property table.
 mini: $(VENV)/ready
@@ -67,12 +76,12 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[agents]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[agents,report]'
 	touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[agents,cluster,postgresql,relax,fuzz,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[agents,cluster,hub,postgresql,relax,report,fuzz,dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build quickstart-results
+	rm -rf $(VENV) build dist quickstart-results

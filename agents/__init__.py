@@ -4,6 +4,10 @@ Importing this package registers the encoder ``crystal_megnet`` and the algorith
 with d3rlpy. It needs the extra ``crystal-gym[agents]``.
 """
 
+from crystal_gym.extras import require_agents
+
+require_agents("crystal_gym.agents")
+
 from crystal_gym.agents.batch import GraphBatch, rows_to_batch
 from crystal_gym.agents.cloning import CrystalBC, CrystalBCConfig
 from crystal_gym.agents.cql import CrystalCQL, CrystalCQLConfig

@@ -31,6 +31,7 @@ from crystal_gym.agents.processes import ALONE, Processes, joined_processes
 from crystal_gym.agents.transformer import SiteTransformer
 from crystal_gym.files import atomic_path, read_json
 from crystal_gym.interrupts import noted_interrupts
+from crystal_gym.suggestions import did_you_mean
 
 __all__ = [
     "TrainingRun",
@@ -62,7 +63,10 @@ def settings_from_dict(kind: type[_Config], values: Mapping[str, Any]) -> _Confi
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(known))
     if unknown:
-        raise ValueError(f"setting {unknown[0]!r} is unknown: expected some of {', '.join(known)}")
+        raise ValueError(
+            f"setting {unknown[0]!r} is unknown{did_you_mean(unknown[0], known)}: expected some of "
+            f"{', '.join(known)}"
+        )
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     for name, value in values.items():
         default = known[name].default

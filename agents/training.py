@@ -47,6 +47,7 @@ from crystal_gym.datasets.trajectories import Trajectories, in_source_order
 from crystal_gym.evaluation import Scores, Task, rollout, score
 from crystal_gym.evaluation.metrics import compositions, valid
 from crystal_gym.files import atomic_path
+from crystal_gym.suggestions import did_you_mean
 
 __all__ = ["PRESETS", "TrainConfig", "train"]
 
@@ -169,8 +170,9 @@ def _d3rlpy_config(name: str) -> type[LearnableConfig]:
     types = CONFIG_STORAGE[LearnableConfig].config_list
     if name not in types:
         raise ValueError(
-            f"algorithm={name!r} is unknown: expected one of {', '.join(PRESETS)}, or d3rlpy's "
-            "name of a discrete algorithm, such as discrete_cql, discrete_bcq, dqn"
+            f"algorithm={name!r} is unknown{did_you_mean(name, [*PRESETS, *types])}: expected one "
+            f"of {', '.join(PRESETS)}, or d3rlpy's name of a discrete algorithm, "
+            "such as discrete_cql, discrete_bcq, dqn"
         )
     return types[name]
 

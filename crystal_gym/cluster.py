@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from crystal_gym.extras import require_extra
+
 __all__ = ["ClusterLostError", "WorkersDiedError", "executor_at"]
 
 _SCHEME = "dask://"
@@ -93,13 +95,9 @@ def _location(address: str) -> dict[str, str]:
 
 
 def _client_class(address: str) -> Any:
-    try:
-        from distributed import Client  # which sets up its logs
-    except ImportError as error:
-        raise ImportError(
-            f"{address} needs {error.name}, which is not installed: run `pip install "
-            "crystal-gym[cluster]`, here and where the workers are"
-        ) from error
+    require_extra("cluster", f"{address} (here, and where the workers are)")
+    from distributed import Client  # which sets up its logs
+
     return Client
 
 

@@ -21,7 +21,7 @@ from crystal_gym.oracles.base import Filling, Properties
 from crystal_gym.report.design import charges_text, design_report, with_error
 from crystal_gym.structures import read_structures, site_symbols
 
-__all__ = ["design_compounds", "write_report"]
+__all__ = ["design_compounds", "planned", "write_report"]
 
 
 def design_compounds(options: argparse.Namespace) -> str:
@@ -29,7 +29,7 @@ def design_compounds(options: argparse.Namespace) -> str:
     begun = time.monotonic()
     settings = _settings(options)
     problem = _problem(options.structure)
-    folder: Path = options.output or Path(f"design-{safe_name(problem.name, 'structure')}")
+    folder = _folder(options, problem)
     folder.mkdir(parents=True, exist_ok=True)
     from crystal_gym.agents import load_policy
     from crystal_gym.oracles.surrogate import SurrogateOracle
@@ -80,11 +80,39 @@ def design_compounds(options: argparse.Namespace) -> str:
     )
 
 
+def planned(options: argparse.Namespace) -> str:
+    """Say what a design would do; nothing is written and no candidate made."""
+    settings = _settings(options)
+    problem = _problem(options.structure)
+    folder = _folder(options, problem)
+    sites = problem.skeleton.n_sites
+    text = (
+        f"{settings.count} candidates for {_goal(settings)} on the {sites} sites of {problem.name} "
+        f"into {folder}: {'up to ' if sites < 22 else ''}half a minute (8, 22 and 56 sites took "
+        "9, 24 and 17 s on two cores)"
+    )
+    if options.relax:
+        text += f"; then {options.top} relaxed with CHGNet"
+    if options.verify is not None:
+        from crystal_gym.label_command import calculation_of, expected_time
+
+        oracle = calculation_of(options)
+        text += (
+            f"; then at most {options.top} calculated with {oracle.oracle!r}"
+            f"{expected_time(oracle, options.top, options.workers)}"
+        )
+    return f"{text}; nothing was done"
+
+
 def write_report(folder: Path) -> Path:
     """Write ``report.html`` from the ``design.json`` in a folder; return its path."""
     results = read_json(folder / "design.json")
     design_report(results, folder / "report.html")
     return folder / "report.html"
+
+
+def _folder(options: argparse.Namespace, problem: DesignProblem) -> Path:
+    return options.output or Path(f"design-{safe_name(problem.name, 'structure')}")
 
 
 def _settings(options: argparse.Namespace) -> DesignSettings:
@@ -125,7 +153,7 @@ def _known(metadata: Mapping[str, Any]) -> Container[str]:
     """Return the formulas of the dataset that a policy was trained on, where it is here."""
     import minari
 
-    from crystal_gym.datasets.replay import load_trajectories
+    from crystal_gym.datasets.minari_io import load_trajectories
     from crystal_gym.evaluation.metrics import compositions
 
     dataset = metadata.get("settings", {}).get("dataset")
@@ -158,7 +186,7 @@ def _relaxed(
     top = candidates[: options.top]
     out = [
         dataclasses.replace(c, relaxed=relaxer(problem.structure(c.tokens)))
-        for c in tqdm(top, desc=f"relaxing ({relaxer.name})", unit="crystal")
+        for c in tqdm(top, desc=f"relaxing ({relaxer.name})", unit="crystal", disable=None)
     ]
     return out + candidates[len(top) :]
 

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-import importlib.util
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
+from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+from crystal_gym.extras import EXTRAS, missing_modules
 from crystal_gym.files import cache_dir
 from crystal_gym.oracles.base import Status
 from crystal_gym.oracles.espresso import EspressoOracle, Pseudopotentials
 from crystal_gym.oracles.espresso.oracle import find_pw, pw_version
 
-__all__ = ["Finding", "examine"]
+__all__ = ["Finding", "Health", "examine"]
 
 # Silicon at low cutoffs, with the pseudopotential of the manifest (pw.x 6.7, Debian).
 _SI_ENERGY_RY, _SI_GAP_EV = -22.6449, 0.637
 _TOLERANCES = 1e-3, 5e-3
 
 
+class Health(Enum):
+    """How something is: well, not there and not needed by everybody, or in the way."""
+
+    WELL = "well"
+    ABSENT = "absent"
+    ILL = "ill"
+
+
 class Finding(NamedTuple):
-    """One line of the doctor's: what was looked at, whether it is well, and a sentence."""
+    """One line of the doctor's: what was looked at, how it is, and a sentence."""
 
     subject: str
-    well: bool
+    health: Health
     text: str
 
 
@@ -41,37 +51,52 @@ def examine(pseudopotentials: Path | str | None = None, pw: str = "pw.x") -> Ite
     pw_finding = _pw(pw)
     yield pw_finding
     if shutil.which("mpirun") is None:
-        yield Finding("mpirun", True, "not installed: only --ranks above 1 needs it")
+        yield Finding("mpirun", Health.ABSENT, "for --ranks above 1")
     upf_finding = _pseudopotentials(pseudopotentials)
     yield upf_finding
-    if pw_finding.well and upf_finding.well:
+    if pw_finding.health is upf_finding.health is Health.WELL:
         yield _silicon(pseudopotentials, pw)
-    yield Finding("cache", True, str(cache_dir()))
+    yield Finding("cache", Health.WELL, str(cache_dir()))
+
+
+_PURPOSES = {
+    "agents": "training, policies, the surrogate",
+    "report": "report pages and pictures",
+    "relax": "design --relax",
+    "cluster": "--executor dask://...",
+    "postgresql": "results in PostgreSQL",
+    "hub": "data publish",
+}
 
 
 def _packages() -> Iterator[Finding]:
-    yield Finding("crystal-gym", True, version("crystal-gym"))
-    for name, module, purpose in (
-        ("torch", "torch", "training: pip install torch==2.13.0"),
-        ("d3rlpy", "d3rlpy", "training: pip install crystal-gym[agents]"),
-        ("psycopg2", "psycopg2", "PostgreSQL caches: pip install crystal-gym[postgresql]"),
-    ):
-        if importlib.util.find_spec(module) is None:
-            yield Finding(name, True, f"not installed; needed for {purpose}")
-            continue
-        try:
-            found = version(name)
-        except PackageNotFoundError:  # installed under another name, such as psycopg2-binary
-            found = "installed"
-        yield Finding(name, True, found)
+    yield Finding(
+        "crystal-gym", Health.WELL, f"{version('crystal-gym')}, Python {platform.python_version()}"
+    )
+    for extra, purpose in _PURPOSES.items():
+        missing = missing_modules(extra)
+        if missing:
+            text = f"for {purpose}: pip install 'crystal-gym[{extra}]'"
+            if len(missing) < len(EXTRAS[extra]):
+                text += f" (of it {', '.join(missing)} is missing)"
+            yield Finding(extra, Health.ABSENT, text)
+        else:
+            yield Finding(extra, Health.WELL, ", ".join(map(_versioned, EXTRAS[extra])))
+
+
+def _versioned(module: str) -> str:
+    try:
+        return f"{module} {version(module)}"
+    except PackageNotFoundError:  # installed under another name, such as psycopg2-binary
+        return module
 
 
 def _pw(pw: str) -> Finding:
     try:
         path = find_pw(pw)
-        return Finding("pw.x", True, f"{pw_version(path)} in {path}")
+        return Finding("pw.x", Health.WELL, f"{pw_version(path)} in {path}")
     except (FileNotFoundError, ValueError) as error:
-        return Finding("pw.x", False, str(error))
+        return Finding("pw.x", Health.ILL, str(error))
 
 
 def _pseudopotentials(folder: Path | str | None) -> Finding:
@@ -79,13 +104,13 @@ def _pseudopotentials(folder: Path | str | None) -> Finding:
         found = Pseudopotentials(folder)
         differing, missing = found.differing(), found.missing()
     except (OSError, ValueError) as error:
-        return Finding("pseudopotentials", False, str(error))
+        return Finding("pseudopotentials", Health.ILL, str(error))
     text = f"{len(found)} elements in {found.folder}"
     if missing:
         text += f"; missing: {', '.join(missing)}"
     if differing:
         text += "; not those of the manifest, so other energies: " + "; ".join(differing)
-    return Finding("pseudopotentials", True, text)
+    return Finding("pseudopotentials", Health.WELL, text)
 
 
 def _silicon(folder: Path | str | None, pw: str) -> Finding:
@@ -111,17 +136,17 @@ def _silicon(folder: Path | str | None, pw: str) -> Finding:
                 scratch=scratch,
             )
         except (OSError, ValueError) as error:
-            return Finding("silicon", False, str(error))
+            return Finding("silicon", Health.ILL, str(error))
         (found,) = oracle.evaluate([silicon])
     if found.status is not Status.OK or found.total_energy_ry is None or found.band_gap_ev is None:
-        return Finding("silicon", False, f"{found.status}: {found.provenance}")
+        return Finding("silicon", Health.ILL, f"{found.status}: {found.provenance}")
     well = (
         abs(found.total_energy_ry - _SI_ENERGY_RY) < _TOLERANCES[0]
         and abs(found.band_gap_ev - _SI_GAP_EV) < _TOLERANCES[1]
     )
     return Finding(
         "silicon",
-        well,
+        Health.WELL if well else Health.ILL,
         f"energy {found.total_energy_ry:.4f} Ry (expected {_SI_ENERGY_RY}), gap "
         f"{found.band_gap_ev:.3f} eV (expected {_SI_GAP_EV}), {found.wall_s:.1f} s",
     )

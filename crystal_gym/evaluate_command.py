@@ -66,7 +66,7 @@ from crystal_gym.files import (
 )
 from crystal_gym.oracles import Oracle, SurrogateOracle, TableOracle
 
-__all__ = ["EvaluationConfig", "evaluate_policies", "write_report"]
+__all__ = ["EvaluationConfig", "evaluate_policies", "planned", "write_report"]
 
 Fill: TypeAlias = Callable[..., NDArray[np.int16]]
 """``rollout`` with or without a progress bar."""
@@ -126,8 +126,8 @@ class _Method:
         name: What the tables call it.
         aims: Targets that it is given, eV; ``(None,)`` for a method that takes none.
         design: Fills skeletons.
-        valued: Its policy (:class:`Valued`), where it has values.
         made_by: What its designs depend on beside task and target: of another, they are made again.
+        valued: Its policy (:class:`Valued`), where it has values.
         family: Equal for runs that differ in their seed alone.
         kind: ``policy``, ``baseline`` or ``ceiling``.
         note: What a reader has to know.
@@ -168,12 +168,7 @@ def evaluate_policies(
     oracle = make_oracle(
         config.oracle, judging_dataset(config.dataset, config.validation, config.split)
     )
-    fill = partial(rollout, progress=progress)
-    methods = [
-        *_policies(config, task, judging, fill, progress),
-        *_baselines(config, training, fill),
-    ]
-    methods.append(_Method(SOURCE, (None,), _source, {}, kind="ceiling"))
+    methods = _methods(config, task, training, judging, progress)
     (folder / "designs").mkdir(parents=True, exist_ok=True)  # fail before the work, not after it
     designs: dict[str, dict[float | None, Design]] = {}
     for method in methods:
@@ -191,6 +186,46 @@ def evaluate_policies(
         path.write_text(text, encoding="utf-8")
     write_report(folder)
     return text
+
+
+def planned(config: EvaluationConfig, folder: Path | str) -> str:
+    """Say what an evaluation would do; nothing is written.
+
+    Args:
+        config: Settings.
+        folder: Where the results would go; finished designs there are not made again.
+
+    Returns:
+        A line for each method, and the sum.
+
+    Raises:
+        FileNotFoundError: If a policy's folder does not exist.
+        ValueError: If a dataset or a policy cannot be used.
+        ImportError: If there are policies and the extra ``agents`` is not installed.
+    """
+    training, judging = load_split(config.dataset, config.validation, config.split)
+    task = _task(judging, config)
+    methods = _methods(config, task, training, judging, progress=False)
+    lines, left, searched = [], 0, 0
+    for method in methods:
+        files = [Path(folder) / "designs" / f"{_slug(method.name, a)}.npz" for a in method.aims]
+        here = sum(file.exists() for file in files)
+        left += len(files) - here
+        if "search" in method.made_by:
+            searched += len(files) - here
+        targets = "no target" if method.aims == (None,) else f"{len(method.aims)} targets"
+        lines.append(f"  {method.name} ({targets}{f', {here} there' if here else ''})")
+    total = left * len(task)
+    text = f"{left} designs of {len(task):,} skeletons each, asked about with {config.oracle}"
+    if config.oracle == "surrogate":
+        text += f", about {total / _PREDICTIONS_A_SECOND:.0f} s for its {total:,} predictions"
+    text += f", into {folder}"
+    if searched:
+        text += f"; {searched} of them searches, which take most of the time (none was measured)"
+    return "\n".join([*lines, f"{text}; nothing was done"])
+
+
+_PREDICTIONS_A_SECOND = 400  # on one core, docs/benchmarks.md
 
 
 def write_report(folder: Path | str) -> Path:
@@ -228,12 +263,27 @@ def _source(task: Task, target_gap: float | None) -> NDArray[np.int16]:
 # -- methods ---------------------------------------------------------------------------------------
 
 
+def _methods(
+    config: EvaluationConfig,
+    task: Task,
+    training: Trajectories,
+    judging: Trajectories,
+    progress: bool,
+) -> list[_Method]:
+    fill = partial(rollout, progress=progress)
+    return [
+        *_policies(config, task, judging, fill, progress),
+        *_baselines(config, training, fill),
+        _Method(SOURCE, (None,), _source, {}, kind="ceiling"),
+    ]
+
+
 def _policies(
     config: EvaluationConfig, task: Task, judging: Trajectories, fill: Fill, progress: bool
 ) -> list[_Method]:
     if not config.policies:
         return []
-    from crystal_gym.quickstart import require_agents
+    from crystal_gym.extras import require_agents
 
     require_agents()
     from crystal_gym.agents.policy import BUNDLED_POLICY, load_policy, policy_folder

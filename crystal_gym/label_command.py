@@ -39,12 +39,14 @@ from crystal_gym.oracles.references import (
 )
 from crystal_gym.sets import load_skeletons
 from crystal_gym.structures import read_structures, to_structure
+from crystal_gym.terminal import shows_progress
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 __all__ = [
     "calculation_of",
+    "expected_time",
     "label_as_told",
     "label_references",
     "label_structures",
@@ -72,9 +74,11 @@ def label_structures(options: argparse.Namespace) -> str:
     structures = [structure for _, structure in named]
     if options.dry_run:
         known = sum(oracle.known(s) is not None for s in structures)
+        left = len(structures) - known
         return (
             f"{len(structures):,} structures, {known:,} of them in {oracle.store.name}; "
-            f"{len(structures) - known:,} to calculate with {oracle.oracle!r}; nothing was done"
+            f"{left:,} to calculate with {oracle.oracle!r}"
+            f"{expected_time(oracle, left, options.workers)}; nothing was done"
         )
     with atomic_path(options.output):  # fail before the calculations, not after them
         Path(options.output).touch()
@@ -92,6 +96,29 @@ def label_structures(options: argparse.Namespace) -> str:
     return text
 
 
+def expected_time(oracle: CachedOracle, count: int, workers: int) -> str:
+    """Say how long calculations may take, by those that are stored; nothing where none is.
+
+    Args:
+        oracle: Of the calculations.
+        count: How many are to be done.
+        workers: Processes.
+
+    Returns:
+        The rest of a sentence, beginning with a comma, or ``""``.
+    """
+    seconds = [result.properties.wall_s for result, _ in oracle.store.rows()]
+    known = [s for s in seconds if s is not None]
+    if not known or not count:
+        return ""
+    each = float(np.median(known))
+    return (
+        f", about {count * each / workers:,.0f} s with {workers} workers if they take the "
+        f"{each:,.1f} s of the median of {len(known):,} stored ones (time grows steeply with "
+        "electrons)"
+    )
+
+
 def calculation_of(options: argparse.Namespace) -> CachedOracle:
     """Return the oracle that a command's options for calculations describe."""
     settings = make_settings(options.preset, **parse_changes(options.changes))
@@ -105,7 +132,13 @@ def label_as_told(
 ) -> list[Properties]:
     """Return the properties of structures, by the workers that a command's options name."""
     with executor_at(options.executor) as executor:
-        return label(structures, oracle, workers=options.workers, executor=executor, progress=True)
+        return label(
+            structures,
+            oracle,
+            workers=options.workers,
+            executor=executor,
+            progress=shows_progress(),
+        )
 
 
 def parse_changes(changes: Sequence[str]) -> dict[str, Any]:

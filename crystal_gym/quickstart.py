@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import platform
@@ -34,11 +32,12 @@ from crystal_gym.evaluation import (
 )
 from crystal_gym.evaluation.metrics import compositions
 from crystal_gym.evaluation.report import markdown_table
+from crystal_gym.extras import require_agents, require_extra
 from crystal_gym.files import atomic_path, raw_data_dir
 from crystal_gym.oracles import Filling, PropertyTable, TableOracle, load_table
 from crystal_gym.validity import smact_valid
 
-__all__ = ["quickstart", "require_agents"]
+__all__ = ["quickstart"]
 
 _TARGETS_EV = (1.0, 3.0, 5.0)
 _BATCH = 128
@@ -80,6 +79,7 @@ def quickstart(
     if not 0 < minutes < float("inf"):
         raise ValueError(f"minutes={minutes} is no training time: expected more than 0, such as 3")
     require_agents()
+    require_extra("report", "the picture of a quickstart")
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)  # fail before the training, not after it
     data = _mp20_data(crystals) if _has_mp20() else _mini_data()
@@ -104,21 +104,6 @@ def quickstart(
     with atomic_path(output / "settings.json") as path:
         path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return text
-
-
-def require_agents() -> None:
-    """Raise an ImportError that says what to install where the extra ``agents`` is missing."""
-    try:
-        # gym, which d3rlpy still imports beside gymnasium, prints a banner that means nothing here.
-        with contextlib.redirect_stderr(io.StringIO()):
-            import d3rlpy  # noqa: F401
-            import torch  # noqa: F401
-            import torch_geometric  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f"training needs {error.name}, which is not installed: expected the extra `agents`; "
-            "run `pip install torch==2.13.0` and then `pip install crystal-gym[agents]`"
-        ) from error
 
 
 def _has_mp20() -> bool:
@@ -204,7 +189,9 @@ def _train(
     algorithm.build_with_dataset(buffer)
     curve: list[tuple[float, float]] = []
     begun = time.monotonic()
-    bar = tqdm(total=round(seconds), desc=f"training {name}", unit="s", bar_format=_BAR)
+    bar = tqdm(
+        total=round(seconds), desc=f"training {name}", unit="s", bar_format=_BAR, disable=None
+    )
     while (passed := time.monotonic() - begun) < seconds or not curve:
         # Half a cosine over the time there is: the last steps settle instead of wandering.
         rate = _LEARNING_RATE * 0.5 * (1.0 + np.cos(np.pi * passed / seconds))

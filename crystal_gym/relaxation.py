@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crystal_gym.extras import require_extra
 from crystal_gym.files import read_json
 
 if TYPE_CHECKING:
@@ -41,12 +42,9 @@ class Relaxer:
     """
 
     def __init__(self, references: Path | None = None) -> None:
-        try:
-            from chgnet.model import StructOptimizer
-        except ImportError as error:
-            raise ImportError(
-                "--relax needs the potential CHGNet: pip install 'crystal-gym[relax]'"
-            ) from error
+        require_extra("relax", "relaxing with CHGNet")
+        from chgnet.model import StructOptimizer
+
         # It prints what it is, whatever is asked of it.
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")

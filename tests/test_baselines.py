@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 
 from crystal_gym.charge_masks import ChargeNeutralMask
 from crystal_gym.datasets.build import build_mini
-from crystal_gym.datasets.replay import load_trajectories
+from crystal_gym.datasets.minari_io import load_trajectories
 from crystal_gym.elements import ELEMENTS, formula_counts
 from crystal_gym.evaluation import Task, rollout
 from crystal_gym.evaluation.baselines import (

@@ -1024,8 +1024,8 @@ def test_a_statement_that_fails_says_why_and_the_store_works_on(server):
 
 
 def test_without_its_packages_postgresql_names_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ase_db_backends.postgresql", None)
-    with pytest.raises(ImportError, match=r"pip install crystal-gym\[postgresql\]"):
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
+    with pytest.raises(ImportError, match=r"pip install 'crystal-gym\[postgresql\]'"):
         ResultStore("postgresql://crystal@127.0.0.1/results")
 
 

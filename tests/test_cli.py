@@ -1,16 +1,28 @@
+import argparse
+import io
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import ase.io
 import minari
 import pytest
+from ase.build import bulk
 
 import crystal_gym
+from crystal_gym import arguments, cli
+from crystal_gym.arguments import SHELLS, build_parser
 from crystal_gym.cli import main
+from crystal_gym.data_command import ACTIONS
+from crystal_gym.oracles.espresso.settings import PRESETS
+from crystal_gym.terminal import coloured
 
 CIF_COLUMNS = ",pretty_formula,cif\n"
 
@@ -94,7 +106,10 @@ def test_wrong_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 2
-    assert "error" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "expected" in told
+    assert "--help` has examples" in told
+    assert told.count("\n") == 1
 
 
 def test_a_folder_with_a_csv_without_cif_is_refused(tmp_path, empty_minari, capsys):
@@ -172,3 +187,256 @@ def test_the_module_runs_as_the_command_does():
         pytest.skip("the package is not installed as a command")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"crystal-gym {crystal_gym.__version__}"
+
+
+# -- for people ----------------------------------------------------------------------------------
+
+
+def subcommands(parser, words=()):
+    """Yield every command as (words, parser)."""
+    yield words, parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for word, below in action.choices.items():
+                yield from subcommands(below, (*words, word))
+
+
+COMMANDS = {" ".join(words): parser for words, parser in subcommands(build_parser()) if words}
+
+
+@pytest.mark.parametrize("words", [w for w in COMMANDS if w != "data"])
+def test_every_command_has_help_with_examples_that_parse(words):
+    text = COMMANDS[words].format_help()
+    _, _, examples = text.partition("examples:\n")
+    lines = [line.split("#")[0].split(" > ")[0] for line in examples.splitlines()]
+    assert lines, words
+    for line in lines:
+        program, *rest = shlex.split(line)
+        assert program == "crystal-gym"
+        assert "_".join(words.split()) == build_parser().parse_args(rest).run
+
+
+def test_the_examples_of_the_whole_command_line_parse():
+    _, _, rest = build_parser().format_help().partition("examples:\n")
+    lines = rest.partition("\n\n")[0].splitlines()
+    assert len(lines) > 10
+    for line in lines:
+        assert build_parser().parse_args(shlex.split(re.split(r" {2,}", line.strip())[0])[1:]).run
+
+
+def test_help_says_what_exit_codes_mean():
+    text = build_parser().format_help()
+    for code in ("0 ", "1 ", "2 ", "130 "):
+        assert f"\n  {code}" in text
+
+
+def test_every_command_that_is_parsed_is_carried_out():
+    assert {p.get_default("run") for p in COMMANDS.values()} - {None} == set(cli._COMMANDS)
+    assert {f"data_{name}" for name in ACTIONS} == {n for n in cli._COMMANDS if "data_" in n}
+
+
+def test_presets_in_help_are_those_of_the_oracle():
+    assert tuple(PRESETS) == arguments._PRESETS
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["trian"], "'trian' is unknown (did you mean 'train'?)"),
+        (["data", "bild"], "'bild' is unknown (did you mean 'build'?)"),
+        (["train", "bc", "--lerning-rate", "1"], "(did you mean '--learning-rate'?)"),
+        (["evaluate", "--split", "compositon"], "(did you mean 'composition'?)"),
+    ],
+)
+def test_wrong_usage_says_what_was_meant(words, says, capsys):
+    with pytest.raises(SystemExit):
+        main(words)
+    told = capsys.readouterr().err
+    assert says in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["data", "show", "crystal-mini-v1"], "(did you mean 'crystal-mini-v0'?)"),
+        (["data", "build", "tablar"], "(did you mean 'tabular'?)"),
+        (["evaluate", "--dataset", "crystal-mni-v0"], "(did you mean 'crystal-mini-v0'?)"),
+    ],
+)
+def test_a_misspelt_name_says_what_was_meant(words, says, mini_dataset, capsys):
+    assert main(words) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_list_and_show_as_json(mini_dataset, capsys):
+    capsys.readouterr()
+    assert main(["data", "list", "--json"]) == 0
+    items = {item["name"]: item for item in json.loads(capsys.readouterr().out)}
+    assert items[mini_dataset]["kind"] == "minari"
+    assert items[mini_dataset]["episodes"] == 1196
+    assert items["mini"]["kind"] == "bundled"
+    assert main(["data", "show", mini_dataset, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["crystals"], shown["transitions"]) == (354, 4867)
+    assert shown["per_crystal"]["sites"]["max"] == 8
+
+
+def test_doctor_as_json(empty_cache, capsys):
+    assert main(["doctor", "--json", "--pw", "no-such-pw.x"]) == 1
+    told = capsys.readouterr()
+    health = {item["subject"]: item["health"] for item in json.loads(told.out)}
+    assert health["crystal-gym"] == "well"
+    assert health["pw.x"] == "ill"
+    assert "pw.x" in told.err
+
+
+def test_doctor_tells_what_a_missing_extra_is_for(empty_cache, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    main(["doctor", "--pw", "no-such-pw.x"])
+    assert re.search(
+        r"^- +report +for report pages and pictures: pip install 'crystal-gym\[report\]'",
+        capsys.readouterr().out,
+        re.MULTILINE,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["data", "build", "mini"], "crystal-mini-v0 from the bundled set mini"),
+        (["data", "build", "FRAMES", "--minari", "crystal-two-v0"], "2 structures into"),
+        (["evaluate", "--dataset", "DATASET", "-o", "out"], "designs of 36 skeletons each"),
+        (
+            ["evaluate", "--dataset", "DATASET", "-o", "out"],
+            "neighbour, by gap (4 targets)",
+        ),
+        (
+            ["train", "bc", "--dataset", "DATASET", "-o", "out"],
+            "steps of 256 into out; about",
+        ),
+        (["train", "dqn", "--dataset", "DATASET", "-o", "out"], "no time was measured"),
+        (["design", "CIF", "--target-gap", "3", "-o", "out"], "20 candidates for 3 eV"),
+    ],
+)
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(
+    words, says, mini_dataset, tmp_path, monkeypatch, capsys
+):
+    if words[0] == "train":
+        pytest.importorskip("d3rlpy")
+    monkeypatch.chdir(tmp_path)
+    rocksalt = bulk("NaCl", "rocksalt", a=5.6)
+    ase.io.write("rocksalt.cif", rocksalt)
+    ase.io.write("frames.extxyz", [rocksalt, rocksalt])
+    names = {"DATASET": mini_dataset, "CIF": "rocksalt.cif", "FRAMES": "frames.extxyz"}
+    before = sorted(tmp_path.rglob("*"))
+    capsys.readouterr()
+    assert main([*(names.get(word, word) for word in words), "--dry-run"]) == 0
+    told = capsys.readouterr()
+    assert says in told.out
+    assert "nothing was done" in told.out
+    assert told.err == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_dry_run_of_mp20_counts_its_labels(source_folder, capsys):
+    folder = source_folder([], [("train", 0, 1, 1, 1), ("train", 1, 1, 1, 1), ("val", 0, 1, 1, 1)])
+    words = ["data", "build", "mp20", "--from", str(folder), "--dry-run", "--workers", "2"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "2 crystals into crystal-mp20-v0; 1 crystals into crystal-mp20-val-v0" in said
+    assert "over 2 processes" in said
+
+
+def test_a_dry_run_of_training_counts_from_where_a_run_stopped(mini_dataset, tmp_path, capsys):
+    pytest.importorskip("d3rlpy")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "checkpoint.pt").touch()
+    (run / "log.csv").write_text("step,seconds\n50,1.0\n3000,60.0\n")
+    words = ["train", "bc", "--dataset", mini_dataset, "-o", str(run), "--dry-run"]
+    assert main(words) == 0
+    assert "which has done 3,000: 1,000 are left" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion_knows_commands_options_and_choices(shell, capsys):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in ("publish", "target-gap", "charge_neutral", "composition"):
+        assert word in script
+
+
+def test_the_completion_of_bash_completes(tmp_path):
+    if shutil.which("bash") is None:
+        pytest.skip("there is no bash")
+    script = tmp_path / "completion.sh"
+    command = [sys.executable, "-m", "crystal_gym.cli", "completion", "bash"]
+    script.write_text(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    asked = f"""source {script}
+    COMP_WORDS=(crystal-gym data pu); COMP_CWORD=2
+    _shtab_crystal_gym; echo "${{COMPREPLY[@]}}" """
+    done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["publish"]
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_colours_are_for_terminals(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert coloured("ok", "green", Terminal()) == "\033[32mok\033[0m"
+    assert coloured("ok", "green", io.StringIO()) == "ok"
+    monkeypatch.setenv("TERM", "dumb")
+    assert coloured("ok", "green", Terminal()) == "ok"
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert coloured("ok", "green", Terminal()) == "ok"
+
+
+def test_doctor_and_list_fit_a_terminal_of_80_columns(mini_dataset, empty_cache, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    main(["data", "list"])
+    main(["doctor", "--pw", "no-such-pw.x"])
+    lines = [line for line in sys.stdout.getvalue().splitlines() if "/" not in line]
+    assert len(lines) > 10
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_pipe_gets_no_progress_bar(empty_minari, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "crystal_gym.cli", "data", "build", "mini"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+
+
+def test_a_reader_that_leaves_is_no_error(mini_dataset):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "crystal_gym.cli", "data", "list"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
+def test_help_needs_neither_torch_nor_pymatgen():
+    code = (
+        "import sys; from crystal_gym.arguments import build_parser; build_parser().format_help();"
+        "print([m for m in ('torch', 'pymatgen', 'minari', 'scipy', 'ase') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -306,7 +306,7 @@ def test_where_nobody_answers_the_address_is_named(monkeypatch):
 def test_without_dask_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with (
-        pytest.raises(ImportError, match=r"pip install crystal-gym\[cluster\]"),
+        pytest.raises(ImportError, match=r"pip install 'crystal-gym\[cluster\]'"),
         executor_at("dask://127.0.0.1:8786"),
     ):
         pass

@@ -579,7 +579,7 @@ def test_it_is_an_oracle_whose_answers_can_be_remembered(stub_oracle, good):
         ({"timeout_s": "60"}, "timeout_s='60' is not usable"),
         ({"memory_gb": 0.1}, "memory_gb=0.1 is not usable: expected at least 0.5"),
         ({"memory_gb": float("inf")}, "memory_gb=inf is not usable"),
-        ({"kmesh": (2, 2, 2)}, "no pw.x setting called 'kmesh': did you mean k_mesh"),
+        ({"kmesh": (2, 2, 2)}, r"no pw.x setting called 'kmesh' \(did you mean 'k_mesh'"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused(stub_oracle, good, options, message):

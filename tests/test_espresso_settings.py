@@ -93,7 +93,7 @@ def test_one_value_has_one_key_however_it_is_written(one, other):
 )
 def test_a_misspelt_setting_is_refused_with_the_closest_name(name, meant):
     with pytest.raises(
-        ValueError, match=rf"no pw.x setting called '{name}': did you mean {meant}\?"
+        ValueError, match=rf"no pw.x setting called '{name}' \(did you mean '{meant}'\?\)"
     ):
         make_settings("labels", **{name: 1})
 

@@ -130,7 +130,7 @@ def test_a_reference_may_come_from_ones_own_structure(run, stub, tmp_path):
         (["none.cif"], "none.cif does not exist"),
         (["--skeletons", "mini"], "belong together"),
         (["--set", "k_mesh", "STRUCTURES"], "expected NAME=VALUE"),
-        (["--set", "kmesh=2", "STRUCTURES"], "did you mean k_mesh"),
+        (["--set", "kmesh=2", "STRUCTURES"], "did you mean 'k_mesh'"),
         (["--set", "k_mesh=a,b", "STRUCTURES"], "expected a number"),
         (["--preset", "slow", "STRUCTURES"], "preset 'slow' is unknown"),
         (["--elements", "Na", "--", "STRUCTURES"], "belongs to `crystal-gym label references`"),

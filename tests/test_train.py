@@ -25,7 +25,8 @@ from crystal_gym.agents import (  # noqa: E402
     train,
 )
 from crystal_gym.agents import training as T  # noqa: E402
-from crystal_gym.cli import _TRAIN_SETTINGS, main  # noqa: E402
+from crystal_gym.arguments import TRAIN_SETTINGS  # noqa: E402
+from crystal_gym.cli import main  # noqa: E402
 from crystal_gym.datasets import build_mini, load_d3rlpy  # noqa: E402
 
 
@@ -226,7 +227,7 @@ def test_bad_settings_get_one_sentence(changes, message, dataset_id, tmp_path, c
 
 
 def test_the_command_line_has_every_setting():
-    assert {"algorithm", "target_gap", *_TRAIN_SETTINGS} == {
+    assert {"algorithm", "target_gap", *TRAIN_SETTINGS} == {
         field.name for kind in (TrainConfig, SurrogateConfig) for field in dataclasses.fields(kind)
     }
 

@@ -8,6 +8,7 @@ from crystal_gym.lazy import lazy_names
 
 if TYPE_CHECKING:
     from crystal_gym.datasets.build import build_mini, build_mp20, build_tabular
+    from crystal_gym.datasets.minari_io import load_trajectories
     from crystal_gym.datasets.parts import build_structures
     from crystal_gym.datasets.replay import CrystalReplayBuffer, load_d3rlpy
 
@@ -18,6 +19,7 @@ __all__ = [
     "build_structures",
     "build_tabular",
     "load_d3rlpy",
+    "load_trajectories",
 ]
 
 # d3rlpy and torch are heavy and optional: they are imported when something needs them.
@@ -26,6 +28,7 @@ __getattr__ = lazy_names(
     {
         "CrystalReplayBuffer": "replay",
         "load_d3rlpy": "replay",
+        "load_trajectories": "minari_io",
         "build_mini": "build",
         "build_mp20": "build",
         "build_structures": "parts",

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,17 @@ _MP20_SOURCE = (
     "formation energies by eqn (15). Site order and graph do not depend on the elements."
 )
 _CARDS = {
-    "train": DatasetCard(DATASETS["mp20"], f"Training split of {_MP20_SOURCE}"),
-    "val": DatasetCard(DATASETS["mp20-val"], f"Validation split of {_MP20_SOURCE}"),
+    "train": DatasetCard(
+        DATASETS["mp20"], f"Training split of {_MP20_SOURCE}", license="cc-by-4.0"
+    ),
+    "val": DatasetCard(
+        DATASETS["mp20-val"], f"Validation split of {_MP20_SOURCE}", license="cc-by-4.0"
+    ),
     "mini": DatasetCard(
         "crystal-mini-v0",
         "The crystals bundled with crystal_gym, labelled with pw.x 6.7 at the settings of "
         "Govindarajan et al. 2024 (doi 10.1039/d4dd00024b).",
+        license="mit",
     ),
     "tabular": DatasetCard(
         "crystal-tabular-v0",
@@ -70,6 +76,7 @@ _CARDS = {
         "the reward at 3 eV plus 0.5 times its entropy.",
         algorithm_name="uniform, then Boltzmann at temperature 0.5 for 3 eV",
         mask="table",
+        license="mit",
     ),
 }
 _ORDERS = {"train": MAX_ORDERS, "val": 1}
@@ -119,9 +126,10 @@ def build_mp20(
 
 
 def _limited(card: DatasetCard, limit: int) -> DatasetCard:
-    return DatasetCard(
-        card.dataset_id.replace("-v0", f"-first{limit}-v0"),
-        f"The first {limit} labelled crystals. {card.description}",
+    return replace(
+        card,
+        dataset_id=card.dataset_id.replace("-v0", f"-first{limit}-v0"),
+        description=f"The first {limit} labelled crystals. {card.description}",
     )
 
 

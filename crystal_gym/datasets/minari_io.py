@@ -4,10 +4,11 @@ The layout is Minari's own HDF5 format, so ``minari.load_dataset`` reads it as i
 writing differs: arrays are contiguous and the file uses the newest HDF5 structures, which makes
 44,000 small episodes six times smaller and much faster to write than chunk by chunk.
 
-Beside ``main_data.hdf5`` lie ``skeletons.npz`` and ``table.npz``, so that the environment of a
-dataset travels with it, and ``trajectories.npz``: the same episodes as columns, which load in a
-tenth of a second where reading 43,182 HDF5 groups takes a minute. It names the checksum of the
-HDF5 file it was made with and when that was last written to, and is left aside once it is another.
+A card for people, ``README.md``, lies in the dataset's folder. Beside ``main_data.hdf5`` lie
+``skeletons.npz`` and ``table.npz``, so that the environment of a dataset travels with it, and
+``trajectories.npz``: the same episodes as columns, which load in a tenth of a second where
+reading 43,182 HDF5 groups takes a minute. It names the checksum of the HDF5 file it was made with
+and when that was last written to, and is left aside once it is another.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from crystal_gym.columns import (
     require_range_of_runs,
     require_starts,
 )
+from crystal_gym.datasets.cards import DatasetCard, card_text
 from crystal_gym.datasets.relabel import terminal_rewards
 from crystal_gym.datasets.trajectories import Trajectories
 from crystal_gym.elements import N_ELEMENTS
@@ -51,6 +53,7 @@ from crystal_gym.oracles import PropertyTable
 from crystal_gym.ragged import run_starts
 from crystal_gym.sets import dataset_dir, is_dataset_id, load_skeleton_file
 from crystal_gym.skeletons import Skeleton, SkeletonSet
+from crystal_gym.suggestions import did_you_mean
 
 __all__ = [
     "STORED_TARGET_EV",
@@ -68,23 +71,6 @@ __all__ = [
 
 STORED_TARGET_EV = 3.0
 """Target for which rewards are stored; the loader recomputes them for any other."""
-
-
-@dataclass(frozen=True)
-class DatasetCard:
-    """What a dataset says of itself.
-
-    Attributes:
-        dataset_id: Minari id such as ``crystal-mp20-v0``.
-        description: One paragraph: what, from where, licence.
-        algorithm_name: What made the episodes.
-        mask: The mask of its environment, where that is not the default.
-    """
-
-    dataset_id: str
-    description: str
-    algorithm_name: str = "breadth-first reconstruction of labelled crystals"
-    mask: str | None = None
 
 
 @dataclass(frozen=True)
@@ -230,6 +216,8 @@ def _write_in_place_of(
         table.save_with_skeletons(data)
         _write_storage(card, trajectories, data, progress)
         _save_columns(trajectories, data)
+        text = card_text(card, trajectories, STORED_TARGET_EV)
+        (building / "README.md").write_text(text, encoding="utf-8")
         _replace_folder(building, target)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
@@ -499,8 +487,8 @@ def load_trajectories(
         local = minari.list_local_datasets()
         if dataset not in local:
             raise ValueError(
-                f"dataset {dataset!r} is not on this machine (there are: "
-                f"{', '.join(sorted(local)) or 'none'}): run `crystal-gym data build mp20` or "
+                f"dataset {dataset!r} is not on this machine{did_you_mean(dataset, local)}: there "
+                f"are {', '.join(sorted(local)) or 'none'}; run `crystal-gym data build mp20` or "
                 "`crystal-gym data build mini`"
             )
         dataset = open_dataset(dataset)

@@ -7,6 +7,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from crystal_gym.extras import require_agents
+
+require_agents("loading a dataset for d3rlpy")
+
 import d3rlpy
 import minari
 import numpy as np

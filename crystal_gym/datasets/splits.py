@@ -12,6 +12,7 @@ import numpy as np
 
 from crystal_gym.datasets.minari_io import load_trajectories
 from crystal_gym.datasets.trajectories import Trajectories
+from crystal_gym.suggestions import did_you_mean
 
 __all__ = ["SPLITS", "composition_split", "judging_dataset", "load_split"]
 
@@ -75,7 +76,8 @@ def judging_dataset(dataset: str, validation: str | None = None, split: str = "p
             )
         if validation not in local:
             raise ValueError(
-                f"validation={validation!r} is not on this machine: expected a Minari dataset; "
+                f"validation={validation!r} is not on this machine"
+                f"{did_you_mean(validation, local)}: expected a Minari dataset; "
                 "`crystal-gym data list` shows them"
             )
         return validation

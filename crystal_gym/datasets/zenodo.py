@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystal_gym.elements import symbol_to_token
+from crystal_gym.extras import require_extra
 from crystal_gym.files import open_file
 
 __all__ = ["RELEASE_ELEMENTS", "ReleasedEpisode", "read_released_trajectories"]
@@ -66,6 +67,7 @@ def read_released_trajectories(path: Path | str) -> list[ReleasedEpisode]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, asks to run code, or does not have the released layout.
     """
+    require_extra("agents", "reading released trajectories")
     import torch
 
     try:

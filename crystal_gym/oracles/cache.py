@@ -33,6 +33,7 @@ from ase.db.row import AtomsRow
 
 from crystal_gym.crystal_key import cell_key, structure_key
 from crystal_gym.elements import tokens_to_symbols
+from crystal_gym.extras import require_extra
 from crystal_gym.files import cache_dir
 from crystal_gym.oracles.base import Filling, Properties, Status
 from crystal_gym.oracles.references import RY_TO_EV
@@ -275,14 +276,10 @@ class ResultStore:
                     database.connection.close()
 
     def _connect(self) -> Any:
-        try:
-            # ASE's own lock file outlives a killed process; the database's locks do not.
-            return connect(self.address, use_lock_file=False)
-        except ImportError as error:
-            raise ImportError(
-                f"PostgreSQL needs {error.name}, which is not installed: run `pip install "
-                "crystal-gym[postgresql]`"
-            ) from error
+        if not self.is_file:
+            require_extra("postgresql", "a database on a PostgreSQL server")
+        # ASE's own lock file outlives a killed process; the database's locks do not.
+        return connect(self.address, use_lock_file=False)
 
     def _has_tables(self, database: Any) -> bool:
         """Return whether a database is ASE's; False for an empty one, which may become one.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crystal_gym.elements import ELEMENTS, EMPTY, tokens_to_symbols
+from crystal_gym.extras import require_extra
 from crystal_gym.oracles.base import Filling, Properties, Status
 from crystal_gym.oracles.references import formation_energy, total_energy
 from crystal_gym.skeletons import build_skeletons
@@ -53,13 +54,9 @@ class SurrogateOracle:
     """
 
     def __init__(self, path: Path | str | None = None, device: str = "cpu") -> None:
-        try:
-            from crystal_gym.agents.surrogate import load_surrogate
-        except ImportError as error:
-            raise ImportError(
-                "the surrogate needs torch and d3rlpy, which are not installed: "
-                "pip install 'crystal-gym[agents]'"
-            ) from error
+        require_extra("agents", "the surrogate")
+        from crystal_gym.agents.surrogate import load_surrogate
+
         self._surrogate, self.metadata = load_surrogate(path, device)
         self.name = "bundled" if path is None else Path(path).name
 

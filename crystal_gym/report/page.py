@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from crystal_gym.extras import require_extra
 from crystal_gym.files import atomic_path
 
 __all__ = [
@@ -57,6 +58,7 @@ def write_page(path: Path | str, title: str, lead: str, sections: Sequence[str])
 
 @cache
 def _packed_plotly() -> str:
+    require_extra("report", "a report page")
     from plotly.offline import get_plotlyjs
 
     packed = gzip.compress(get_plotlyjs().encode("utf-8"), compresslevel=9, mtime=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
@@ -10,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
+
+from crystal_gym.suggestions import did_you_mean
 
 __all__ = ["PRESETS", "PwSettings", "make_settings"]
 
@@ -150,8 +151,8 @@ def make_settings(settings: str | PwSettings, **changes: Any) -> PwSettings:
     if isinstance(settings, str):
         if settings not in PRESETS:
             raise ValueError(
-                f"preset {settings!r} is unknown: expected one of {', '.join(PRESETS)}, or a "
-                "PwSettings"
+                f"preset {settings!r} is unknown{did_you_mean(settings, PRESETS)}: expected one "
+                f"of {', '.join(PRESETS)}, or a PwSettings"
             )
         settings = PRESETS[settings]
     if not isinstance(settings, PwSettings):
@@ -159,7 +160,8 @@ def make_settings(settings: str | PwSettings, **changes: Any) -> PwSettings:
     known = [f.name for f in fields(PwSettings)]
     for name in changes:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}"
-            raise ValueError(f"there is no pw.x setting called {name!r}: {hint}")
+            raise ValueError(
+                f"there is no pw.x setting called {name!r}{did_you_mean(name, known)}: expected "
+                f"one of {', '.join(known)}"
+            )
     return replace(settings, **changes)
