@@ -146,7 +146,8 @@ def crystal_viewer(groups: Sequence[Sequence[Mapping[str, Any]]]) -> str:
     spec = _script_json({"scenes": scenes, "groups": numbers})
     hidden = " hidden" if len(groups) == len(groups[0]) == 1 else ""  # the page says it above
     columns = "".join(
-        f'<div><h3 class="{name}" aria-live="polite"{hidden}></h3><div class="scene" role="img"></div></div>'
+        f'<div><h3 class="{name}" aria-live="polite"{hidden}></h3>'
+        '<div class="scene" role="img"></div></div>'
         for name in ("shown", *["other"] * (len(groups[0]) - 1))
     )
     return (
