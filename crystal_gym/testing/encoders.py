@@ -22,6 +22,8 @@ __all__ = ["check_encoder_factory"]
 Rows = NDArray[np.float32]
 _N_ROWS = 12
 _ACTION_SIZE = 5
+_ROUNDING = 1e-6
+"""Of float32 sums, relative."""
 _FORMS = ("compact", "packed")
 
 
@@ -381,9 +383,9 @@ class _EncoderCheck(Promises):
         if n_sites > 1:
             others["the site in focus"] = states.changed(focus=_other_focus(states))
         for name, changed in others.items():
-            apart = (self.features(encoder, changed.rows()) - whole)[0].detach().abs().max()
+            other = self.features(encoder, changed.rows())
             self.require(
-                float(apart) > 0.0,
+                _differ(whole[0], other[0]),
                 f"features depend on {name}",
                 "the same features after it was changed",
                 f"Columns {', '.join(_header(states.form))}, then the tokens: read all that counts",
@@ -454,14 +456,14 @@ class _EncoderCheck(Promises):
         found = self.features(encoder, rows, about, actions)
         other = self.features(encoder, rows, about, actions.flip(0))
         self.require(
-            float((found - other).detach().abs().max()) > 0.0,
+            _differ(found, other),
             f"features depend on {kind} actions",
             "the same features for other actions",
             "Join the action (one-hot where it is discrete) to the features of the row",
         )
         elsewhere = self.features(encoder, rows[::-1].copy(), about, actions)
         self.require(
-            float((found - elsewhere).detach().abs().max()) > 0.0,
+            _differ(found, elsewhere),
             f"features depend on the row beside {kind} actions",
             "the same features for other rows",
             "Join the features of the row to the action",
@@ -482,6 +484,12 @@ class _EncoderCheck(Promises):
             "compact and packed rows of a state have the same features",
             "Read both through crystal_gym.agents.rows_to_batch, or pass forms=('compact',)",
         )
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    """Return whether features differ by more than rounding."""
+    apart = float((one - other).detach().abs().max())
+    return apart > _ROUNDING * max(1.0, float(one.detach().abs().max()))
 
 
 def _header(form: str) -> tuple[str, ...]:
