@@ -5,74 +5,22 @@ import re
 import warnings
 
 import numpy as np
-from pymatgen.core import Lattice, Structure
 
 from crystal_gym.elements import symbol_to_token
 from crystal_gym.oracles import PropertyTable, Status
+from crystal_gym.testing import (  # noqa: F401 (for the tests)
+    fluorite,
+    layered,
+    molecular,
+    perovskite,
+    replaced,
+    rocksalt,
+    tiny_crystals,
+    triclinic,
+    wurtzite,
+)
 
-LAYER = [[1 / 3, 2 / 3, 0.25], [1 / 3, 2 / 3, 0.377], [1 / 3, 2 / 3, 0.123]]
-TRICLINIC_SITES = [
-    [0.1, 0.2, 0.3],
-    [0.6, 0.1, 0.9],
-    [0.35, 0.7, 0.15],
-    [0.8, 0.55, 0.5],
-    [0.05, 0.85, 0.75],
-    [0.45, 0.4, 0.6],
-]
-
-
-def rocksalt(cation="Na", anion="Cl", a=5.64):
-    sites = [[0, 0, 0], [0.5, 0.5, 0.5]]
-    cubic = Structure.from_spacegroup("Fm-3m", Lattice.cubic(a), [cation, anion], sites)
-    return cubic.get_primitive_structure()
-
-
-def wurtzite(cation="Zn", anion="S"):
-    sites = [[1 / 3, 2 / 3, 0], [1 / 3, 2 / 3, 0.3748]]
-    return Structure.from_spacegroup(
-        "P6_3mc", Lattice.hexagonal(3.81, 6.26), [cation, anion], sites
-    )
-
-
-def fluorite(cation="Ca", anion="F"):
-    sites = [[0, 0, 0], [0.25, 0.25, 0.25]]
-    cubic = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.46), [cation, anion], sites)
-    return cubic.get_primitive_structure()
-
-
-def perovskite():
-    sites = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
-    return Structure(Lattice.cubic(3.91), ["Sr", "Ti", "O", "O", "O"], sites)
-
-
-def triclinic():
-    lattice = Lattice.from_parameters(5.1, 5.9, 6.6, 81, 97, 106)
-    return Structure(lattice, ["Li", "O", "Si", "P", "Ca", "F"], TRICLINIC_SITES)
-
-
-def layered():
-    """Two MoS2-like layers that no bond joins."""
-    other = (np.array(LAYER) + [1 / 3, -1 / 3, 0.5]) % 1.0
-    lattice = Lattice.hexagonal(3.16, 12.3)
-    return Structure(lattice, ["Mo", "S", "S", "Mo", "S", "S"], [*LAYER, *other.tolist()])
-
-
-def molecular():
-    """Two dimers in a box: every part of the graph is one bond."""
-    sites = [[0.2, 0.2, 0.2], [0.2, 0.2, 0.38], [0.7, 0.7, 0.7], [0.7, 0.7, 0.88]]
-    return Structure(Lattice.cubic(6.0), ["C", "O", "N", "N"], sites)
-
-
-MAKERS = {
-    "rocksalt": rocksalt,
-    "wurtzite": wurtzite,
-    "fluorite": fluorite,
-    "perovskite": perovskite,
-    "triclinic": triclinic,
-    "layered": layered,
-    "molecular": molecular,
-}
-STRUCTURES = {name: make() for name, make in MAKERS.items()}
+STRUCTURES = tiny_crystals()
 NAMES = list(STRUCTURES)
 
 EXTRA_FILLINGS = [
@@ -82,11 +30,6 @@ EXTRA_FILLINGS = [
     ("perovskite", {"Sr": "K", "Ti": "Mg", "O": "F"}, Status.OK),
 ]
 """Further entries of the made table: (skeleton, replaced elements, status)."""
-
-
-def replaced(structure, symbols):
-    """Return the same sites with other elements, in the same order."""
-    return Structure(structure.lattice, list(symbols), structure.frac_coords)
 
 
 def tokens_of(symbols):

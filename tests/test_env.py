@@ -30,6 +30,7 @@ from crystal_gym.elements import ELEMENTS, symbol_to_token
 from crystal_gym.envs.observations import FORMS
 from crystal_gym.oracles import Properties, Status, TableOracle
 from crystal_gym.sets import load_skeletons
+from crystal_gym.testing import FixedOracle
 
 FORM_NAMES = list(FORMS)
 
@@ -47,17 +48,6 @@ def make(made_set, table):
         return gym.make("CrystalFill-v0", target_gap=target_gap, **settings)
 
     return made
-
-
-class Answers:
-    """An oracle without the fast path that answers always the same."""
-
-    def __init__(self, properties):
-        self.properties, self.asked = properties, []
-
-    def evaluate(self, structures):
-        self.asked.extend(structures)
-        return [self.properties] * len(structures)
 
 
 # -- conformance --------------------------------------------------------------------------------
@@ -167,7 +157,7 @@ def test_a_failed_calculation_earns_the_failure_reward_and_says_so(make):
 
 
 def test_a_missing_property_earns_the_failure_reward_and_says_so(make):
-    env = make(oracle=Answers(Properties(-1.0, -1.0, None)), failure_reward=-1.0)
+    env = make(oracle=FixedOracle(Properties(-1.0, -1.0, None)), failure_reward=-1.0)
     env.reset(seed=0, options={"skeleton": "rocksalt"})
     _, reward, *_, info = fill(env, ["Mg", "O"])
     assert reward == -1.0
@@ -175,7 +165,7 @@ def test_a_missing_property_earns_the_failure_reward_and_says_so(make):
 
 
 def test_an_oracle_without_the_fast_path_is_asked_with_structures(make):
-    oracle = Answers(Properties(-10.0, -1.0, 2.0))
+    oracle = FixedOracle(Properties(-10.0, -1.0, 2.0))
     env = make(oracle=oracle, target_gap=2.0)
     env.reset(seed=0, options={"skeleton": "rocksalt"})
     _, reward, *_ = fill(env, ["Mg", "O"])
@@ -194,13 +184,13 @@ def test_an_oracle_without_the_fast_path_is_asked_with_structures(make):
     ids=["formation", "total_energy", "energy", "callable"],
 )
 def test_the_chosen_reward_is_given(make, reward, expected):
-    env = make(oracle=Answers(Properties(-10.0, -1.0, 2.0)), reward=reward)
+    env = make(oracle=FixedOracle(Properties(-10.0, -1.0, 2.0)), reward=reward)
     env.reset(seed=0, options={"skeleton": "rocksalt"})
     assert fill(env, ["Mg", "O"])[1] == pytest.approx(expected, abs=1e-12)
 
 
 def test_without_a_target_only_the_energy_counts(make):
-    env = make(None, oracle=Answers(Properties(-10.0, -1.0, 2.0)))
+    env = make(None, oracle=FixedOracle(Properties(-10.0, -1.0, 2.0)))
     env.reset(seed=0, options={"skeleton": "rocksalt"})
     assert fill(env, ["Mg", "O"])[1] == pytest.approx(math.exp(0.2), abs=1e-12)
 
@@ -506,8 +496,8 @@ def test_a_bad_argument_is_refused(kwargs, error, message):
 
 
 def test_the_table_mask_needs_a_table(make):
-    with pytest.raises(ValueError, match="mask='table' needs a table oracle, not Answers"):
-        make(mask="table", oracle=Answers(Properties()))
+    with pytest.raises(ValueError, match="mask='table' needs a table oracle, not FixedOracle"):
+        make(mask="table", oracle=FixedOracle(Properties()))
 
 
 @pytest.mark.parametrize(
@@ -571,7 +561,7 @@ def test_step_after_the_end_is_refused(make):
         env.step(0)
 
 
-# -- specs, vectors, rendering ------------------------------------------------------------------
+# -- specs and vectors --------------------------------------------------------------------------
 
 
 def test_the_spec_survives_json():
@@ -648,26 +638,6 @@ def test_sync_and_async_vectors_give_the_same_observations(form):
         finally:
             envs.close()
     assert gym.utils.env_checker.data_equivalence(*seen)
-
-
-def test_ansi_shows_the_cell_the_formula_and_the_site_in_focus(make):
-    env = make(render_mode="ansi")
-    env.reset(seed=0, options={"skeleton": "rocksalt", "start_site": 1})
-    env.step(action("Mg"))
-    text = env.render()
-    lines = text.splitlines()
-    assert "Mg□" in lines[0]
-    assert "1/2 sites filled" in lines[0]
-    assert "target gap 3 eV" in lines[0]
-    assert [line[0] for line in lines[2:]] == [" ", ">"]
-    assert "Mg" in lines[2]
-
-
-def test_an_unknown_render_mode_is_refused():
-    from crystal_gym.envs import CrystalFillEnv
-
-    with pytest.raises(ValueError, match="render_mode='film' is unknown"):
-        CrystalFillEnv(3.0, render_mode="film")
 
 
 def test_own_structures_and_files_make_an_environment(tmp_path):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from made_crystals import (
     EXTRA_FILLINGS,
-    MAKERS,
     NAMES,
     STRUCTURES,
     perovskite,
@@ -29,6 +28,7 @@ from crystal_gym.oracles import (
     load_table,
 )
 from crystal_gym.sets import load_skeletons
+from crystal_gym.testing import SAME_CRYSTAL, moved
 
 
 @pytest.fixture(scope="module")
@@ -38,33 +38,6 @@ def oracle(table):
 
 def entry_of(table, name):
     return table.properties(NAMES.index(name))
-
-
-def rotated(structure):
-    """Return the crystal turned in space: same lattice parameters, other vectors."""
-    from pymatgen.core.operations import SymmOp
-
-    turned = structure.copy()
-    turned.apply_operation(SymmOp.from_axis_angle_and_translation([1, 2, 3], 40))
-    return turned
-
-
-def shifted(structure):
-    return Structure(
-        structure.lattice,
-        structure.species,
-        structure.frac_coords + [0.13, 0.27, 0.41],
-        to_unit_cell=True,
-    )
-
-
-def permuted(structure):
-    return Structure.from_sites(list(reversed(structure)))
-
-
-def other_setting(structure):
-    """Return the same crystal on other lattice vectors of the same lattice."""
-    return structure.make_supercell([[1, 1, 0], [0, 1, 0], [0, 1, 1]], in_place=False)
 
 
 # -- structures ---------------------------------------------------------------------------------
@@ -80,7 +53,7 @@ def test_a_crystal_of_the_table_is_found(oracle, table, name):
     assert oracle.evaluate([STRUCTURES[name]]) == [entry_of(table, name)]
 
 
-@pytest.mark.parametrize("change", [shifted, permuted, other_setting, rotated])
+@pytest.mark.parametrize("change", SAME_CRYSTAL.values())
 @pytest.mark.parametrize("name", NAMES)
 def test_a_crystal_is_found_in_any_setting(oracle, table, name, change):
     assert oracle.evaluate([change(STRUCTURES[name])]) == [entry_of(table, name)]
@@ -177,7 +150,7 @@ def test_further_fillings_of_a_skeleton_are_found(oracle, table, made_set):
 
 
 def test_a_filling_of_a_foreign_skeleton_is_found_in_another_setting(oracle, table):
-    (skeleton,) = load_skeletons([shifted(wurtzite())])
+    (skeleton,) = load_skeletons([moved(wurtzite())])
     assert skeleton.key not in table.skeletons.keys
     (found,) = oracle.evaluate_fillings([Filling(skeleton, skeleton.reference)])
     assert found == entry_of(table, "wurtzite")
@@ -337,4 +310,3 @@ def test_statuses_print_as_their_values():
 
 def test_properties_default_to_unknown_numbers():
     assert Properties().band_gap_ev is None
-    assert set(MAKERS) == set(NAMES)

@@ -12,6 +12,7 @@ from gymnasium.vector.utils import iterate
 
 import crystal_gym  # noqa: F401
 from crystal_gym.oracles import Properties, Status
+from crystal_gym.testing import FixedOracle
 
 N = 7
 
@@ -123,24 +124,15 @@ def test_what_was_returned_does_not_change_later():
     np.testing.assert_array_equal(infos["focus"], focus)
 
 
-class Counted:
-    def __init__(self):
-        self.asked = []
-
-    def evaluate(self, structures):
-        self.asked.append(len(structures))
-        return [Properties(status=Status.UNKNOWN, provenance="none") for _ in structures]
-
-
 def test_crystals_that_end_together_are_one_call():
-    oracle = Counted()
+    oracle = FixedOracle(Properties(status=Status.UNKNOWN, provenance="none"))
     many = make_many(oracle=oracle, observation="compact", skeletons="mini")
     many.reset(seed=0, options={"skeleton": 0})
     over = np.zeros(N, dtype=bool)
     while not over.any():
         _, rewards, over, _, infos = many.step(np.zeros(N, dtype=int))
     assert over.all()
-    assert oracle.asked == [N]
+    assert oracle.batches == [N]
     assert (rewards == 0).all()
     assert set(infos["oracle_status"]) == {"unknown"}
     assert np.isnan(infos["properties"]["band_gap_ev"]).all()
@@ -183,14 +175,6 @@ def test_arguments_are_those_of_the_environment():
         many.reset(seed=[1, 2])
     with pytest.raises(ValueError, match="reset option 'size' is unknown"):
         many.reset(options={"size": 3})
-
-
-def test_renders_every_crystal():
-    many = make_many(num_envs=2, render_mode="ansi")
-    many.reset(seed=0)
-    texts = many.render()
-    assert len(texts) == 2
-    assert all(isinstance(text, str) and text for text in texts)
 
 
 def test_gymnasium_can_take_its_observations_apart():

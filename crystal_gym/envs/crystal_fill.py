@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from crystal_gym.charge_masks import ChargeNeutralMask
 from crystal_gym.elements import ELEMENTS, N_ELEMENTS, element_mask, reduced_formula
 from crystal_gym.envs.observations import MAX_TARGET_EV, make_form
-from crystal_gym.envs.rendering import render_ansi
+from crystal_gym.envs.rendering import Outcome, Screen, open_screen, render_ansi, render_rgb
 from crystal_gym.envs.state import State, initial_state, is_terminal, place
 from crystal_gym.graphs import breadth_first_order
 from crystal_gym.oracles import (
@@ -118,7 +118,16 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
       reset. ``"source"``: as in the source file; **this leaks the elements**, because files group
       their sites by element, and its only use is to reproduce the published protocol.
     - ``failure_reward``: reward without properties, 0.0.
-    - ``render_mode``: ``"ansi"``.
+    - ``render_mode``: ``"ansi"``, ``"rgb_array"`` or ``"human"``.
+
+    ## Rendering
+    - ``"ansi"``: text; the sites in the order of filling, ``>`` and ``[?]`` at the one in focus.
+    - ``"rgb_array"``: a picture, uint8 (480, 640, 3), without a display. Jmol's colours with the
+      elements' symbols; empty sites are dashed circles, the one in focus has a ring and a
+      question mark; what bonds are drawn are those of the graph.
+      ``gymnasium.wrappers.RecordVideo`` makes films of it (``pip install 'crystal-gym[render]'``).
+    - ``"human"``: the same picture at every reset and step, for half a second each, in a window (it
+      turns when dragged), in Jupyter below the running cell; where there is neither, the text.
 
     ## References
     Govindarajan et al. 2024 (above); CrystalNN: Zimmermann and Jain, *RSC Adv.* 2020, 10, 6063.
@@ -127,7 +136,10 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
     v0: first version.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 2}  # noqa: RUF012 (Gymnasium's form)
+    metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's form)
+        "render_modes": ["ansi", "rgb_array", "human"],
+        "render_fps": 2,
+    }
 
     def __init__(
         self,
@@ -164,7 +176,11 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
         self.observation_space = self.form.space
         self.action_space = spaces.Discrete(N_ELEMENTS)
         self.render_mode = render_mode
+        self._screen: Screen | None = None
+        if render_mode == "human":
+            self._screen = open_screen(1 / self.metadata["render_fps"])
         self._state: State | None = None
+        self._outcome: Outcome | None = None
         self._prepared: Any = None
         self._mask = self.element_mask
 
@@ -176,8 +192,11 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
         """Start an episode; see the class for ``options``."""
         super().reset(seed=seed)
         self._state = self.begin(self.np_random, options)
+        self._outcome = None
         self._prepared = self.form.prepare(self._state.skeleton)
-        return self._observe(), self._info()
+        info = self._info()
+        self._show()
+        return self._observe(), info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Put element ``action`` on the focus site."""
@@ -189,9 +208,13 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
         self._state = state = place(state, self._check_action(action))
         info: dict[str, Any]
         if not is_terminal(state):
-            return self._observe(), 0.0, False, False, self._info()
+            info = self._info()
+            self._show()
+            return self._observe(), 0.0, False, False, info
         (properties,) = self.evaluate([Filling(state.skeleton, state.tokens)])
         reward, status = self.score(properties, state.target_gap)
+        self._outcome = Outcome(reward, status, properties)
+        self._show()
         info = self._info()
         info["formula"] = reduced_formula(state.tokens)
         info["properties"] = {name: getattr(properties, name) for name in TOLD_PROPERTIES}
@@ -199,12 +222,22 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
         info["provenance"] = properties.provenance
         return self._observe(), reward, True, False, info
 
-    def render(self) -> str | None:  # type: ignore[override]
-        """Return the crystal so far as text (render mode ``ansi``)."""
+    def render(self) -> Any:
+        """Return the crystal so far as text or as an array, or None where it is shown anyhow."""
         if self.render_mode is None:
-            gym.logger.warn("render() without a render_mode: make the env with render_mode='ansi'")
+            choices = ", ".join(self.metadata["render_modes"])
+            gym.logger.warn(f"render() without a render_mode: make the env with one of {choices}")
             return None
-        return render_ansi(self._require_state())
+        state = self._require_state()
+        if self.render_mode == "human":
+            return None
+        draw = render_ansi if self.render_mode == "ansi" else render_rgb
+        return draw(state, self._outcome)
+
+    def close(self) -> None:
+        """Close the window of render mode ``human``."""
+        if self._screen is not None:
+            self._screen.close()
 
     # -- what users and wrappers ask for ---------------------------------------------------------
 
@@ -339,6 +372,10 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
         number = _integer("action", action)
         require_allowed(number, self._mask)
         return number
+
+    def _show(self) -> None:
+        if self._screen is not None:
+            self._screen.show(self._require_state(), self._outcome)
 
     def _observe(self) -> Any:
         state = self._require_state()

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from crystal_gym.elements import N_ELEMENTS, reduced_formula
 from crystal_gym.envs.crystal_fill import TOLD_PROPERTIES, CrystalFillEnv, require_allowed
 from crystal_gym.envs.observations import Placed
-from crystal_gym.envs.rendering import render_ansi
+from crystal_gym.envs.rendering import Outcome, render_ansi, render_rgb
 from crystal_gym.envs.state import State
 from crystal_gym.oracles import Filling
 
@@ -36,18 +36,28 @@ class CrystalFillVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     An environment that has ended starts again at the next step, whose action for it is ignored and
     whose reward is 0 (Gymnasium's next-step autoreset). Environment ``i`` is seeded with
     ``seed + i``. Infos are arrays with a mask ``_key`` each; ``properties`` holds NaN where
-    something is not known.
+    something is not known. ``render()`` returns one text or picture for each environment (render
+    modes ``ansi`` and ``rgb_array``).
 
     Args:
         num_envs: Environments.
-        kwargs: As of :class:`CrystalFillEnv`.
+        kwargs: As of :class:`CrystalFillEnv`, without render mode ``human``.
     """
 
-    metadata: dict[str, Any] = {**CrystalFillEnv.metadata, **_AUTORESET}  # noqa: RUF012
+    metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's form)
+        "render_modes": ["ansi", "rgb_array"],
+        "render_fps": CrystalFillEnv.metadata["render_fps"],
+        **_AUTORESET,
+    }
 
     def __init__(self, num_envs: int = 1, **kwargs: Any) -> None:
         if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
             raise ValueError(f"num_envs={num_envs!r}: expected a whole number above 0")
+        if kwargs.get("render_mode") == "human":
+            raise ValueError(
+                "render_mode='human' is for a single environment: expected 'ansi' or 'rgb_array', "
+                "whose render() returns one picture for each environment"
+            )
         self.num_envs = num_envs
         self._env = env = CrystalFillEnv(**kwargs)
         self.render_mode = env.render_mode
@@ -65,6 +75,7 @@ class CrystalFillVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self._skeletons: list[Any] = [None] * num_envs
         self._prepared: list[Any] = [None] * num_envs
         self._targets: list[float | None] = [None] * num_envs
+        self._outcomes: list[Outcome | None] = [None] * num_envs
         self._names = np.full(num_envs, None, dtype=object)
         self._n_sites = np.zeros(num_envs, dtype=np.int64)
         self._tokens = np.zeros((num_envs, n_sites), dtype=np.int16)
@@ -139,10 +150,13 @@ class CrystalFillVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         return self._observations(), rewards, ended.copy(), no, infos
 
     def render(self) -> tuple[Any, ...] | None:
-        """Return every crystal so far as text (render mode ``ansi``)."""
+        """Return every crystal so far, as text or as arrays, in the order of the environments."""
         if self.render_mode is None:
+            gym.logger.warn("render() without a render_mode: make it with 'ansi' or 'rgb_array'")
             return None
-        return tuple(render_ansi(self._state(i)) for i in range(self.num_envs))
+        self._require_begun()
+        draw = render_ansi if self.render_mode == "ansi" else render_rgb
+        return tuple(draw(self._state(i), self._outcomes[i]) for i in range(self.num_envs))
 
     # -- parts -------------------------------------------------------------------------------------
 
@@ -151,6 +165,7 @@ class CrystalFillVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         skeleton = state.skeleton
         n_sites = skeleton.n_sites
         self._skeletons[i], self._targets[i] = skeleton, state.target_gap
+        self._outcomes[i] = None
         self._names[i], self._n_sites[i], self._filled[i] = skeleton.name, n_sites, 0
         self._tokens[i] = 0
         self._order[i, :n_sites] = state.traversal
@@ -225,6 +240,7 @@ class CrystalFillVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         numbers = {name: np.full(self.num_envs, np.nan) for name in TOLD_PROPERTIES}
         for i, filling, answer in zip(rows.tolist(), fillings, answers, strict=True):
             rewards[i], status = self._env.score(answer, self._targets[i])
+            self._outcomes[i] = Outcome(float(rewards[i]), status, answer)
             told["formula"][i] = reduced_formula(filling.tokens)
             told["oracle_status"][i], told["provenance"][i] = status, answer.provenance
             for name, column in numbers.items():
@@ -238,9 +254,12 @@ class CrystalFillVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             properties[name], properties[f"_{name}"] = column, has.copy()
         infos["properties"], infos["_properties"] = properties, has.copy()
 
-    def _check_actions(self, actions: ArrayLike) -> NDArray[np.int64]:
+    def _require_begun(self) -> None:
         if not self._begun:
             raise RuntimeError("there is no episode yet: call reset() first")
+
+    def _check_actions(self, actions: ArrayLike) -> NDArray[np.int64]:
+        self._require_begun()
         chosen = np.asarray(actions)
         if chosen.shape != (self.num_envs,) or chosen.dtype.kind not in "iu":
             raise TypeError(

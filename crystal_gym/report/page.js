@@ -108,18 +108,16 @@
 
   const viewers = [...document.querySelectorAll(".viewer")].map(element => {
     const spec = JSON.parse(element.querySelector("script").textContent);
-    const select = element.querySelector("select");
-    const [left, right] = element.querySelectorAll(".scene");
-    const draw = () => {
-      const [crystal, other] = spec.pairs[Number(select.value)].map(n => spec.scenes[n]);
-      element.querySelector(".shown").textContent = crystal.title;
-      element.querySelector(".other").textContent = other.title;
-      return [drawScene(left, crystal), drawScene(right, other)];
-    };
+    const select = element.querySelector("select") || { value: "0", addEventListener() {} };
+    const headings = element.querySelectorAll("h3"), places = element.querySelectorAll(".scene");
+    const draw = () => spec.groups[Number(select.value)].map((n, column) => {
+      headings[column].textContent = spec.scenes[n].title;
+      return drawScene(places[column], spec.scenes[n]);
+    });
     select.addEventListener("change", draw);
     for (const button of element.querySelectorAll("button"))
       button.addEventListener("click", () => {
-        const n = spec.pairs.length;
+        const n = spec.groups.length;
         select.value = String((Number(select.value) + Number(button.dataset.step) + n) % n);
         draw();
       });

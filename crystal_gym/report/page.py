@@ -23,6 +23,7 @@ from crystal_gym.files import atomic_path
 __all__ = [
     "crystal_viewer",
     "figure",
+    "page_text",
     "paragraph",
     "record",
     "section",
@@ -42,6 +43,13 @@ def write_page(path: Path | str, title: str, lead: str, sections: Sequence[str])
         lead: What the reader has to know first, HTML.
         sections: HTML of :func:`section`.
     """
+    text = page_text(title, lead, sections)
+    with atomic_path(Path(path)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def page_text(title: str, lead: str, sections: Sequence[str]) -> str:
+    """Return the page that :func:`write_page` writes."""
     template = (_HERE / "page.html").read_text(encoding="utf-8")
     parts = {
         "TITLE": html.escape(title),
@@ -51,9 +59,7 @@ def write_page(path: Path | str, title: str, lead: str, sections: Sequence[str])
         "PLOTLY": _packed_plotly(),
         "SCRIPT": (_HERE / "page.js").read_text(encoding="utf-8"),
     }
-    text = re.sub(r"<!--([A-Z]+)-->", lambda match: parts[match[1]], template)
-    with atomic_path(Path(path)) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    return re.sub(r"<!--([A-Z]+)-->", lambda match: parts[match[1]], template)
 
 
 @cache
@@ -126,31 +132,42 @@ def figure(data: Sequence[Mapping[str, Any]], layout: Mapping[str, Any], caption
     )
 
 
-def crystal_viewer(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
-    """Return a viewer of crystals, one at a time, each beside one that it is compared with.
+def crystal_viewer(groups: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """Return a viewer of crystals, one group at a time, side by side.
 
     Args:
-        pairs: Of :func:`crystal_gym.report.crystals.scene`; the first of each is in the menu.
+        groups: Of :func:`crystal_gym.report.crystals.scene`, as many in each; the first of each is
+            in the menu, which is left out for a single group.
     """
     scenes: list[Mapping[str, Any]] = []
-    for scene in (s for pair in pairs for s in pair):
+    for scene in (s for group in groups for s in group):
         if not any(scene is other for other in scenes):
             scenes.append(scene)
     place = {id(scene): number for number, scene in enumerate(scenes)}
-    numbers = [[place[id(left)], place[id(right)]] for left, right in pairs]
-    spec = _script_json({"scenes": scenes, "pairs": numbers})
-    options = "".join(
-        f'<option value="{i}">{html.escape(str(left["title"]))}</option>'
-        for i, (left, _) in enumerate(pairs)
+    numbers = [[place[id(scene)] for scene in group] for group in groups]
+    spec = _script_json({"scenes": scenes, "groups": numbers})
+    hidden = " hidden" if len(groups) == len(groups[0]) == 1 else ""  # the page says it above
+    columns = "".join(
+        f'<div><h3 class="{name}" aria-live="polite"{hidden}></h3>'
+        '<div class="scene" role="img"></div></div>'
+        for name in ("shown", *["other"] * (len(groups[0]) - 1))
     )
     return (
-        '<div class="viewer"><div class="controls"><button type="button" data-step="-1">'
-        'previous</button><label>Crystal <select aria-label="crystal shown">'
-        f'{options}</select></label><button type="button" data-step="1">next</button></div>'
-        '<div class="columns"><div><h3 class="shown" aria-live="polite"></h3>'
-        '<div class="scene" role="img"></div></div><div><h3 class="other"></h3>'
-        '<div class="scene" role="img"></div></div></div>'
+        f'<div class="viewer">{_menu(groups) if len(groups) > 1 else ""}'
+        f'<div class="columns">{columns}</div>'
         f'<script type="application/json">{spec}</script></div>'
+    )
+
+
+def _menu(groups: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    options = "".join(
+        f'<option value="{i}">{html.escape(str(first["title"]))}</option>'
+        for i, (first, *_) in enumerate(groups)
+    )
+    return (
+        '<div class="controls"><button type="button" data-step="-1">previous</button>'
+        f'<label>Crystal <select aria-label="crystal shown">{options}</select></label>'
+        '<button type="button" data-step="1">next</button></div>'
     )
 
 
