@@ -4,7 +4,7 @@ An oracle is an object with `evaluate(structures)`. This one asks ASE's EMT pote
 (`pip install chgnet`), for formation energies. Prints the most stable of 300 random fillings of the
 four sites of Cu3Au. EMT takes three seconds, CHGNet half a minute.
 
-python examples/custom_oracle.py [emt | chgnet]
+python examples/custom_oracle.py [emt | chgnet] [EPISODES]
 """
 
 import sys
@@ -54,7 +54,7 @@ def make_calculator(name: str) -> Calculator:
     return CHGNetCalculator(use_device="cpu")
 
 
-def main(calculator: str = "emt") -> None:
+def main(calculator: str = "emt", episodes: str = "300") -> None:
     """Fill a skeleton at random and print what came out best."""
     cu3au = Structure.from_spacegroup(
         "Pm-3m", Lattice.cubic(3.85), ["Au", "Cu"], [[0, 0, 0], [0.5, 0.5, 0]]
@@ -63,7 +63,7 @@ def main(calculator: str = "emt") -> None:
     env = gym.make("CrystalFill-v0", skeletons=[cu3au], oracle=oracle, elements=METALS)
     env.action_space.seed(0)
     found = {}
-    for seed in range(300):
+    for seed in range(int(episodes)):
         _, info = env.reset(seed=seed)
         terminated = False
         while not terminated:
