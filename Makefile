@@ -80,7 +80,10 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[agents,cluster,hub,postgresql,relax,report,fuzz,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all,examples,fuzz,dev]'
+	# TorchRL refuses gymnasium 1.0, which d3rlpy pins: its example alone sees a later one.
+	$(BIN)/python -m pip install --quiet -c constraints.txt torchrl
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/later-gymnasium gymnasium==1.2.3
 	touch $@
 
 clean:

@@ -1,15 +1,11 @@
 """What the documents show must run."""
 
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 
 from crystal_gym.datasets import build_mini
-
-pytest_plugins = ["espresso_fixtures"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,31 +38,6 @@ def test_the_document_on_algorithms_runs_from_top_to_bottom(with_mini):
     names = run_blocks("docs/algorithms.md", 4)
     assert names["info"]["formula"]
     assert names["tokens"].shape[0] == 20
-
-
-def test_the_training_example_runs(with_mini, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train_and_act.py", "2"])
-    runpy.run_path(str(ROOT / "examples" / "train_and_act.py"), run_name="__main__")
-    assert capsys.readouterr().out.count("target") == 3
-
-
-@pytest.mark.dft
-def test_the_live_example_calculates_and_remembers(
-    pw, pseudopotentials, empty_cache, monkeypatch, capsys
-):
-    monkeypatch.setenv("CRYSTAL_GYM_PSEUDO", str(pseudopotentials.folder))
-    monkeypatch.setattr(sys, "argv", ["live_dft.py", "Mg", "S"])
-    for ending in ("64 bands\n", "(stored)\n"):
-        runpy.run_path(str(ROOT / "examples" / "live_dft.py"), run_name="__main__")
-        said = capsys.readouterr().out
-        assert said.startswith("MgS: ok, reward 9.9")
-        assert "band_gap_ev = 3.68" in said
-        assert said.endswith(ending)
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
-def test_an_example_is_short(path):
-    assert len(path.read_text("utf-8").splitlines()) < 80
 
 
 def test_the_readme_names_its_two_commands():

@@ -1,4 +1,4 @@
-"""`crystal_gym.envs.wrappers`: actions as points of the elements."""
+"""`crystal_gym.envs.wrappers`: actions as points of the elements, states as zeros and ones."""
 
 import warnings
 
@@ -10,7 +10,7 @@ from gymnasium.utils.env_checker import check_env
 import crystal_gym  # noqa: F401 (registers the environment)
 from crystal_gym.element_embedding import EMBEDDING, EMBEDDING_SIZE, decode, embed
 from crystal_gym.elements import ELEMENTS, tokens_to_symbols
-from crystal_gym.envs import EmbeddedActions
+from crystal_gym.envs import EmbeddedActions, OneHotObservations, one_hot
 
 FEW = ["Mg", "Zn", "O", "S", "Cl"]
 
@@ -123,3 +123,73 @@ def test_what_is_no_point_is_refused(action, message):
 def test_step_before_reset_is_refused_as_without_the_wrapper():
     with pytest.raises(gym.error.ResetNeeded):
         made().step(EMBEDDING[0])
+
+
+# -- one-hot observations -------------------------------------------------------------------------
+
+
+def plain(**kwargs):
+    kwargs = {"target_gap": 2.5, "observation": "compact", **kwargs}
+    return OneHotObservations(gym.make("CrystalFill-v0", skeletons="tabular", **kwargs))
+
+
+@pytest.mark.parametrize("target_gap", [2.5, None])
+def test_check_env_passes_for_rows_of_zeros_and_ones(target_gap):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check_env(plain(target_gap=target_gap, mask="elements"), skip_render_check=True)
+
+
+def test_a_row_holds_the_whole_state():
+    env = plain()
+    row, info = env.reset(seed=3, options={"skeleton": 11})
+    terminated, filled = False, 0
+    while True:
+        state = env.unwrapped.state
+        assert row.shape == (12 + 4 * 89 + 5 + 1,)
+        assert row[:12].argmax() == 11
+        np.testing.assert_array_equal(row[12:-6].reshape(4, 89).argmax(1), state.tokens)
+        assert row[-6:-1].argmax() == state.focus
+        assert row[-1] == 2.5
+        assert row[:-1].sum() == 1 + 4 + 1
+        if terminated:
+            break
+        row, _, terminated, _, info = env.step(np.flatnonzero(info["action_mask"])[0])
+        filled += 1
+    assert filled == 4
+
+
+def test_batches_of_a_vector_environment_become_the_same_rows():
+    many = gym.make_vec(
+        "CrystalFill-v0",
+        num_envs=5,
+        vectorization_mode="vector_entry_point",
+        target_gap=2.5,
+        skeletons="tabular",
+        observation="compact",
+    )
+    observations, infos = many.reset(seed=7)
+    rows = one_hot(observations, many.single_observation_space)
+    for i, row in enumerate(rows):
+        np.testing.assert_array_equal(row, plain().reset(seed=7 + i)[0])
+    actions = infos["action_mask"].argmax(1)
+    rows = one_hot(many.step(actions)[0], many.single_observation_space)
+    for i, row in enumerate(rows):
+        single = plain()
+        single.reset(seed=7 + i)
+        np.testing.assert_array_equal(row, single.step(actions[i])[0])
+
+
+@pytest.mark.parametrize("form", ["graph", "packed"])
+def test_other_observations_are_refused(form):
+    with pytest.raises(ValueError, match="expected those of observation='compact'"):
+        plain(observation=form)
+
+
+def test_no_two_compact_observations_share_an_array():
+    env = gym.make("CrystalFill-v0", observation="compact")
+    first, info = env.reset(seed=0)
+    second, *_ = env.step(int(info["action_mask"].argmax()))
+    for name, array in first.items():
+        assert array.flags.writeable
+        assert not np.shares_memory(array, second[name])

@@ -408,9 +408,7 @@ class CompactForm:
 
     def prepare(self, skeleton: Skeleton) -> NDArray[np.int32]:
         """Return the skeleton's number."""
-        number = np.array([skeleton.index], dtype=np.int32)
-        number.flags.writeable = False
-        return number
+        return np.array([skeleton.index], dtype=np.int32)
 
     def encode(
         self,
@@ -421,7 +419,7 @@ class CompactForm:
     ) -> dict[str, NDArray[Any]]:
         """Return the dictionary."""
         observation: dict[str, NDArray[Any]] = {
-            "skeleton": prepared,
+            "skeleton": prepared.copy(),
             "element_tokens": _pad(tokens, self._size, np.int8),
             "focus": np.array([focus], dtype=np.int16),
         }

@@ -10,8 +10,9 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from crystal_gym.element_embedding import EMBEDDING_COLUMNS, EMBEDDING_SIZE, decode
+from crystal_gym.elements import N_ELEMENTS
 
-__all__ = ["EmbeddedActions"]
+__all__ = ["EmbeddedActions", "OneHotObservations", "one_hot"]
 
 
 class EmbeddedActions(gym.Wrapper[Any, Any, Any, np.int64], gym.utils.RecordConstructorArgs):
@@ -62,3 +63,79 @@ class EmbeddedActions(gym.Wrapper[Any, Any, Any, np.int64], gym.utils.RecordCons
         step = self.env.step(decode(point[None], self._mask)[0])
         self._mask = step[4]["action_mask"]
         return step
+
+
+def one_hot(observation: dict[str, NDArray[Any]], space: spaces.Dict) -> NDArray[np.float32]:
+    """Return compact observations as inputs of a plain network, float32 ``(..., D)``.
+
+    Columns: which skeleton, one each; what is on each site (nothing or one of the 88 elements),
+    89 a site; which site is in focus, one a site and one for none; and the target gap in eV where
+    there is one. The skeleton is a mere name here, so a network learns nothing about skeletons
+    that it has not seen: those need ``observation="packed"`` or ``"graph"`` and a graph network.
+
+    Args:
+        observation: Of ``observation="compact"``: one, or a batch of a vector environment.
+        space: Of a single one, such as ``envs.single_observation_space``.
+
+    Raises:
+        ValueError: If they have another form.
+    """
+    n_skeletons, max_sites = _sizes(space)
+    tokens = np.eye(N_ELEMENTS + 1, dtype=np.float32)[observation["element_tokens"]]
+    parts = [
+        np.eye(n_skeletons, dtype=np.float32)[observation["skeleton"][..., 0]],
+        tokens.reshape(*tokens.shape[:-2], -1),
+        np.eye(max_sites + 1, dtype=np.float32)[observation["focus"][..., 0]],
+    ]
+    if "target_gap" in space.spaces:
+        parts.append(observation["target_gap"])
+    return np.concatenate(parts, axis=-1)
+
+
+def _sizes(space: spaces.Space[Any]) -> tuple[int, int]:
+    """Return the number of skeletons and the most sites of a compact observation."""
+    if not isinstance(space, spaces.Dict) or "skeleton" not in space.spaces:
+        raise ValueError(
+            f"observations of {space} do not name their skeleton: expected those of "
+            "observation='compact'"
+        )
+    skeleton: Any = space["skeleton"]
+    return int(skeleton.high[0]) + 1, space["element_tokens"].shape[0]  # type: ignore[index]
+
+
+class OneHotObservations(
+    gym.ObservationWrapper[NDArray[np.float32], Any, Any], gym.utils.RecordConstructorArgs
+):
+    """Show a state as one float32 ``Box`` of zeros and ones, for plain networks.
+
+    For small sets such as ``skeletons="tabular"``; :func:`one_hot` names the columns and does the
+    same for the batches of a vector environment.
+
+    Args:
+        env: An environment made with ``observation="compact"``.
+
+    Raises:
+        ValueError: If the observations have another form.
+
+    Example:
+        >>> import gymnasium as gym
+        >>> import crystal_gym
+        >>> from crystal_gym.envs import OneHotObservations
+        >>> env = gym.make("CrystalFill-v0", skeletons="tabular", observation="compact")
+        >>> OneHotObservations(env).observation_space.shape
+        (373,)
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
+        super().__init__(env)
+        n_skeletons, max_sites = _sizes(env.observation_space)
+        self._space: Any = env.observation_space
+        width = (
+            n_skeletons + (N_ELEMENTS + 2) * max_sites + 1 + ("target_gap" in self._space.spaces)
+        )
+        self.observation_space = spaces.Box(0.0, np.inf, (width,), np.float32)
+
+    def observation(self, observation: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Return the row of a compact observation."""
+        return one_hot(observation, self._space)
