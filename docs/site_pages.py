@@ -29,13 +29,15 @@ ROOT = Path(__file__).resolve().parents[1]
 # -- text from the code ------------------------------------------------------------------------
 
 _INSERT = re.compile(r"^<!-- insert: (\w+)(?: (\S+))? -->$", re.MULTILINE)
+_NAMED_AFTER_FILE = re.compile(r"\[[\w/.-]+\.md\]\(([^)\s]+)\)")
 
 
 def insert(_: Sphinx, __: str, source: list[str]) -> None:
-    """Replace the comments of one page by what they name."""
-    source[0] = _INSERT.sub(lambda m: _INSERTS[m[1]](*m.groups()[1:]), source[0])
+    """Replace the comments of one page by what they name, and names of files by titles."""
+    text = _INSERT.sub(lambda m: _INSERTS[m[1]](*m.groups()[1:]), source[0])
     for there, here in _PAGES_OF_FILES.items():
-        source[0] = source[0].replace(f"](../{there}", f"]({here}")
+        text = text.replace(f"](../{there}", f"]({here}")
+    source[0] = _NAMED_AFTER_FILE.sub(r"[](\1)", text)
 
 
 def _object(name: str) -> Any:
@@ -53,7 +55,7 @@ def _docstring(name: str) -> str:
 
 
 def _file(name: str) -> str:
-    """Return a Markdown file from outside of docs/; its links lead on within docs/ or are dropped."""
+    """Return a Markdown file from elsewhere; its links lead on within docs/ or are dropped."""
     text = (ROOT / name).read_text("utf-8")
 
     def link(found: re.Match[str]) -> str:
@@ -79,9 +81,10 @@ def _elements(_: None) -> str:
     """Return the 88 actions, eight to a row."""
     from crystal_gym.elements import ELEMENTS
 
-    cells = [f"{number} {symbol}" for number, symbol in enumerate(ELEMENTS)]
-    rows = ["| " + " | ".join(cells[i : i + 8]) + " |" for i in range(0, len(cells), 8)]
-    return "\n".join([rows[0], "|---" * 8 + "|", *rows[1:]])
+    starts = range(0, len(ELEMENTS), 8)
+    rows = [f"| **{i}** | " + " | ".join(ELEMENTS[i : i + 8]) + " |" for i in starts]
+    head = "| | " + " | ".join(f"+{i}" for i in range(8)) + " |"
+    return "\n".join([head, "|---:" + "|---" * 8 + "|", *rows])
 
 
 def _space(form: str) -> str:
@@ -106,8 +109,7 @@ def _api(module: str) -> str:
         thing = getattr(import_module(module), name)
         kind = "class" if inspect.isclass(thing) else "function" if callable(thing) else "data"
         lines += [f".. auto{kind}:: {module}.{name}"]
-        lines += ["   :members:"] if kind == "class" else ["   :no-value:"] if kind == "data" else []
-        lines += [""]
+        lines += [{"class": "   :members:", "data": "   :no-value:"}.get(kind, ""), ""]
     return "```{eval-rst}\n" + "\n".join(lines) + "```"
 
 
@@ -133,9 +135,7 @@ def shorten(
     return first, second
 
 
-def without_markdown(
-    _: Sphinx, __: str, name: str, ___: Any, ____: Any, lines: list[str]
-) -> None:
+def without_markdown(_: Sphinx, __: str, ___: str, ____: Any, _____: Any, lines: list[str]) -> None:
     """Refer from the API to the page of a docstring that is written in Markdown."""
     if any(line.startswith("## ") for line in lines):
         lines[1:] = ["", "Everything about it is on the page :doc:`/environment`.", ""]

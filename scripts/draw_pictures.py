@@ -146,13 +146,11 @@ def episode_picture(theme: Theme) -> Figure:
     crystal = filled(0, []).skeleton.reference
     start = tokens_to_symbols(crystal.tolist()).index("Ti")
     placed = [int(crystal[site]) for site in filled(start, []).traversal]
-    steps = (0, 1, 3, 5)
-    made, axes = figure(theme, len(steps), 9.6, 2.75)
+    steps = (0, 3, 5)
+    made, axes = figure(theme, len(steps), 7.4, 2.75)
     for part, step in zip(axes, steps, strict=True):
         draw_cell(part, filled(start, placed[:step]), theme, focus=True, numbers=True)
-        title = {0: "reset()", 1: "after 1 step", 5: "terminated: the reward"}.get(
-            step, f"after {step} steps"
-        )
+        title = {0: "reset()", 5: "terminated: the reward"}.get(step, f"after {step} steps")
         part.set_title(title, color=theme.ink, fontsize=10.5)
     return made
 

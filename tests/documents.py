@@ -23,9 +23,11 @@ from typing import Any, NamedTuple
 from crystal_gym.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
+RUN = ("python", "sh")
+"""Languages of blocks that are run; others are commands for hours, output, or for Sphinx."""
 
 _BLOCK = re.compile(
-    r"(?P<before>[^\n]*)\n*^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
+    r"(?P<before>[^\n]*)\n*^```(?P<language>[\w{}-]*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
 )
 _NOT_RUN = "*Not run in the tests"
 _OUTPUT = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -44,6 +46,9 @@ class Block(NamedTuple):
 def blocks(document: str) -> list[Block]:
     """Return the blocks of a document, each ``text`` block as the output of the one before."""
     text = (ROOT / document).read_text("utf-8")
+    assert text.count("\n```") == 2 * len(_BLOCK.findall("\n" + text)), (
+        f"an odd fence in {document}"
+    )
     found: list[Block] = []
     for match in _BLOCK.finditer("\n" + text):
         line = text.count("\n", 0, match.start("code")) + 1
@@ -72,7 +77,8 @@ def run_document(document: str) -> dict[str, Any]:
         with contextlib.redirect_stdout(said):
             if block.language == "python":
                 # Blank lines in front, so that a traceback names the line of the document.
-                exec(compile("\n" * block.line + block.code, where, "exec"), names)
+                code = "\n" * block.line + block.code
+                exec(compile(code, where, "exec", dont_inherit=True), names)
             elif block.language == "sh":
                 for words in commands(block.code):
                     assert words[0] == "crystal-gym", f"{where}: only crystal-gym is run here"
