@@ -27,6 +27,7 @@ myst_heading_anchors = 3
 
 # STYLE: types live in annotations, docstrings carry meaning, shape, unit, failure and source.
 autodoc_typehints = "signature"
+autodoc_type_aliases = {"ArrayLike": "ArrayLike"}
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False

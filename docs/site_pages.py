@@ -121,24 +121,51 @@ _INSERTS: dict[str, Callable[..., str]] = {
     "space": _space,
 }
 
-# -- signatures --------------------------------------------------------------------------------
+# -- the reference -----------------------------------------------------------------------------
 
-_ARRAY = re.compile(r"~?(?:numpy\.)?ndarray\[tuple\[~?(?:typing\.)?Any, \.\.\.\], "
-                    r"~?(?:numpy\.)?dtype\[(.*?)\]\]")  # fmt: skip
+_ARRAY = re.compile(
+    r"~?(?:numpy\.)?ndarray\[tuple\[~?(?:typing\.)?Any, \.\.\.\], ~?(?:numpy\.)?dtype\[(.*?)\]\]"
+)
 
 
-def shorten(
-    _: Sphinx, __: str, ___: str, ____: Any, _____: Any, signature: str | None, returns: str | None
-) -> tuple[str | None, str | None]:
+def _shorten(text: str) -> str:
     """Write ``NDArray[int8]`` as the code does, not what it stands for."""
-    first, second = (t and _ARRAY.sub(r"NDArray[\1]", t) for t in (signature, returns))
-    return first, second
+    return _ARRAY.sub(r"NDArray[\1]", text)
 
 
-def without_markdown(_: Sphinx, __: str, ___: str, ____: Any, _____: Any, lines: list[str]) -> None:
-    """Refer from the API to the page of a docstring that is written in Markdown."""
-    if any(line.startswith("## ") for line in lines):
+def signature(
+    _: Sphinx, __: str, ___: str, thing: Any, ____: Any, arguments: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Shorten a signature; interfaces, which nobody makes, have none."""
+    if getattr(thing, "_is_protocol", False):
+        return "", returns
+    return arguments and _shorten(arguments), returns and _shorten(returns)
+
+
+def docstring(_: Sphinx, what: str, __: str, thing: Any, ___: Any, lines: list[str]) -> None:
+    """Mend what is no docstring of ours, or what napoleon has misread."""
+    if any(line.startswith("## ") for line in lines):  # written in Markdown
         lines[1:] = ["", "Everything about it is on the page :doc:`/environment`.", ""]
+    elif what == "data" and lines and "\n".join(lines).startswith(type(thing).__doc__ or "\0"):
+        lines.clear()  # that of int or tuple
+    elif what in ("attribute", "data", "property") and ":type: " in (last := (lines or [""])[-1]):
+        # Words before a colon are no type: those are in annotations.
+        lines[:] = [last.replace(":type: ", "", 1) + ": " + lines[0], *lines[1:-1]]
+
+
+class ReferenceWords(SphinxTransform):
+    """Types of properties are shortened, and fields of a dataclass are called attributes."""
+
+    default_priority = 100
+
+    def apply(self, **_: Any) -> None:
+        """Change the words on one page."""
+        for note in self.document.findall(addnodes.desc_annotation):
+            if (text := _shorten(note.astext())) != note.astext():
+                note[:] = [nodes.Text(text)]
+        for name in self.document.findall(nodes.field_name):
+            if name.astext() == "Variables":
+                name[:] = [nodes.Text("Attributes")]
 
 
 # -- pictures and formulas -----------------------------------------------------------------------
@@ -204,9 +231,10 @@ def visit_display_math(translator: Any, node: nodes.math_block) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register all of this with Sphinx."""
     app.connect("source-read", insert)
-    app.connect("autodoc-process-signature", shorten)
-    app.connect("autodoc-process-docstring", without_markdown)
+    app.connect("autodoc-process-signature", signature)
+    app.connect("autodoc-process-docstring", docstring, priority=600)  # after napoleon
     app.connect("build-finished", copy_report)
+    app.add_transform(ReferenceWords)
     app.add_transform(DarkTwins)
     app.add_transform(ReportLinks)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_display_math, None))
