@@ -24,6 +24,7 @@ extensions = [
 
 # Files are read on GitHub too: GitHub's anchors, and no syntax that it does not know.
 myst_heading_anchors = 3
+myst_enable_extensions = ["dollarmath"]
 
 # STYLE: types live in annotations, docstrings carry meaning, shape, unit, failure and source.
 autodoc_typehints = "signature"

@@ -32,9 +32,11 @@ _INSERT = re.compile(r"^<!-- insert: (\w+)(?: (\S+))? -->$", re.MULTILINE)
 _NAMED_AFTER_FILE = re.compile(r"\[[\w/.-]+\.md\]\(([^)\s]+)\)")
 
 
-def insert(_: Sphinx, __: str, source: list[str]) -> None:
+def insert(app: Sphinx, page: str, source: list[str]) -> None:
     """Replace the comments of one page by what they name, and names of files by titles."""
     text = _INSERT.sub(lambda m: _INSERTS[m[1]](*m.groups()[1:]), source[0])
+    if text != source[0]:
+        app.env.reread_always.add(page)  # the code may have changed where the page has not
     for there, here in _PAGES_OF_FILES.items():
         text = text.replace(f"](../{there}", f"]({here}")
     source[0] = _NAMED_AFTER_FILE.sub(r"[](\1)", text)

@@ -73,6 +73,17 @@ def test_a_command_with_an_unknown_option_would_be_noticed():
     assert not accepts("crystal-gym data build mini --colour red")
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_of_a_document_lead_to_files_where_no_site_is_built(document):
+    path = ROOT / document
+    prose = re.sub(
+        r"^```.*?^```$|`[^`\n]*`", "", path.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if ":" not in target and not target.startswith("#"):
+            assert (path.parent / target.partition("#")[0]).exists(), target
+
+
 def test_error_sentences_that_the_documents_quote_are_said_by_the_code():
     said = [
         "".join(p.value for p in literal_parts(node) if isinstance(p.value, str))
