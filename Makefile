@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Training and tests use few threads each; more would only fight over the cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: quickstart test fuzz reliability lint dist wheel-check mini policy surrogate clean
+.PHONY: quickstart test docs fuzz reliability lint dist wheel-check mini policy surrogate clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/crystal-gym quickstart
@@ -13,6 +13,10 @@ quickstart: $(VENV)/ready
 # Two processes of one thread each; with two threads each the same takes four times as long.
 test: $(VENV)/ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# The site, warnings as errors: build/docs/index.html. Its pictures: scripts/draw_pictures.py.
+docs: $(VENV)/ready-dev
+	$(BIN)/python -m sphinx -b html -W --keep-going -q -d build/doctrees docs build/docs
 
 # Ten minutes a target; one line each with the number of inputs and the verdict.
 FUZZ_SECONDS ?= 600
@@ -80,7 +84,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all,examples,fuzz,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all,docs,examples,fuzz,dev]'
 	# TorchRL refuses gymnasium 1.0, which d3rlpy pins: its example alone sees a later one.
 	$(BIN)/python -m pip install --quiet -c constraints.txt torchrl
 	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/later-gymnasium gymnasium==1.2.3

@@ -21,8 +21,21 @@ _WITHOUT_NETWORK = (
 
 
 @contextmanager
-def shown(path: Path, *, width: int = 1200, dark: bool = False) -> Iterator[object]:
-    """Open a page that is drawn; fail if it logs an error or asks for anything from a network."""
+def shown(
+    path: Path,
+    *,
+    width: int = 1200,
+    dark: bool = False,
+    ready: str = "document.documentElement.dataset.drawn === 'yes'",
+) -> Iterator[object]:
+    """Open a page that is drawn; fail if it logs an error or asks for anything from a network.
+
+    Args:
+        path: Of the file.
+        width: Of the window, in pixels.
+        dark: Whether the system asks for dark pages.
+        ready: What is true once the page is drawn, in JavaScript; a report page marks itself.
+    """
     playwright = pytest.importorskip("playwright.sync_api")
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
@@ -42,7 +55,7 @@ def shown(path: Path, *, width: int = 1200, dark: bool = False) -> Iterator[obje
             ),
         )
         page.goto(path.resolve().as_uri())
-        page.wait_for_function("document.documentElement.dataset.drawn === 'yes'", timeout=120_000)
+        page.wait_for_function(ready, timeout=120_000)
         yield page
         assert errors == []
         chromium.close()

@@ -189,7 +189,13 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Start an episode; see the class for ``options``."""
+        """Start an episode; see the class for ``options``.
+
+        Raises:
+            TypeError: If an option is of the wrong kind.
+            ValueError: If an option is unknown, or names no skeleton, site or gap of this
+                environment.
+        """
         super().reset(seed=seed)
         self._state = self.begin(self.np_random, options)
         self._outcome = None
@@ -199,7 +205,13 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
         return self._observe(), info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Put element ``action`` on the focus site."""
+        """Put element ``action`` (0 to 87) on the focus site.
+
+        Raises:
+            RuntimeError: If there is no episode, or all its sites are filled.
+            TypeError: If ``action`` is no integer, or the oracle's or the reward's answer is none.
+            ValueError: If ``action`` is out of range or masked.
+        """
         state = self._require_state()
         if is_terminal(state):
             raise RuntimeError(
