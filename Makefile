@@ -87,7 +87,7 @@ $(VENV)/ready-dev: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all,docs,examples,fuzz,dev]'
 	# TorchRL refuses gymnasium 1.0, which d3rlpy pins: its example alone sees a later one.
 	$(BIN)/python -m pip install --quiet -c constraints.txt torchrl
-	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/later-gymnasium gymnasium==1.2.3
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/later-gymnasium gymnasium==1.2.3
 	touch $@
 
 clean:
