@@ -14,6 +14,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "hub": ("huggingface_hub",),
     "postgresql": ("ase_db_backends", "psycopg2"),
     "relax": ("chgnet",),
+    "render": ("matplotlib", "moviepy"),
     "report": ("matplotlib", "plotly"),
 }
 """Modules that the code imports, by the extra of ``pyproject.toml`` that brings them."""

@@ -93,14 +93,14 @@ def element_radius(symbol: str | None) -> float:
     return _RADIUS_SHARE * float(covalent_radii[atomic_numbers[symbol]])
 
 
-def _on_all_faces(place: list[float]) -> list[tuple[int, ...]]:
+def _on_all_faces(place: list[float]) -> list[list[int]]:
     """Return by how many cells a site and its copies on opposite faces are shifted."""
-    shifts = [(0, 0, 0)]
+    shifts = [[0, 0, 0]]
     for axis in range(3):
         for sign, near in ((1, place[axis] < _BORDER), (-1, place[axis] > 1 - _BORDER)):
             if near:
-                shifts += [(*s[:axis], s[axis] + sign, *s[axis + 1 :]) for s in shifts]  # type: ignore[misc]
-    return shifts  # type: ignore[return-value]
+                shifts += [[*s[:axis], s[axis] + sign, *s[axis + 1 :]] for s in shifts]
+    return shifts
 
 
 def _near(
@@ -128,7 +128,8 @@ def _of_graph(
     wrapped: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     """Return the pairs of balls that an edge of the graph joins."""
-    ball = {(s, *move): i for i, (s, move) in enumerate(zip(site.tolist(), shift.tolist()))}  # noqa: B905
+    places = zip(site.tolist(), shift.tolist(), strict=True)
+    ball = {(one, *move): number for number, (one, move) in enumerate(places)}
     balls_of: dict[int, list[int]] = {}
     for number, one in enumerate(site.tolist()):
         balls_of.setdefault(one, []).append(number)
@@ -138,8 +139,7 @@ def _of_graph(
     bonds = set()
     for a, b, step in zip(source.tolist(), target.tolist(), image.tolist(), strict=True):
         for first in balls_of[a]:
-            move = shift[first]
-            second = ball.get((b, *(int(m) + s for m, s in zip(move, step, strict=True))))
+            second = ball.get((b, *(shift[first] + step).tolist()))
             if second is not None:
                 bonds.add((min(first, second), max(first, second)))
     return np.array(sorted(bonds), dtype=np.int64).reshape(-1, 2)

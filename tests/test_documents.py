@@ -9,7 +9,7 @@ import shutil
 import pytest
 from documents import ROOT, RUN, blocks, commands, run_document
 
-from crystal_gym.cli import _parser
+from crystal_gym.arguments import build_parser
 from crystal_gym.datasets import build_mini
 
 DOCUMENTS = ["README.md"] + sorted(
@@ -58,7 +58,7 @@ def accepts(line):
     (words,) = commands(line)
     with contextlib.redirect_stderr(io.StringIO()):
         try:
-            _parser().parse_args(words[1:])
+            build_parser().parse_args(words[1:])
         except SystemExit:
             return False
     return True

@@ -30,7 +30,7 @@ def test_the_modules_of_an_extra_are_those_that_pyproject_lists(extra):
 def test_all_is_all_that_is_not_for_developing():
     (everything,) = PROJECT["optional-dependencies"]["all"]
     named = set(re.search(r"\[(.*)\]", everything)[1].split(","))
-    developing = {"all", "dev", "docs", "fuzz", "postgresql"}  # dft is postgresql
+    developing = {"all", "dev", "docs", "examples", "fuzz", "postgresql"}  # dft is postgresql
     assert named == set(PROJECT["optional-dependencies"]) - developing
 
 

@@ -52,7 +52,7 @@ def rocksalt(cation: str = "Na", anion: str = "Cl", a: float = 5.64) -> Structur
     """Return the primitive cell of a rocksalt, 2 sites; ``a`` in Å of the cubic one."""
     from pymatgen.core import Lattice, Structure
 
-    sites = [[0, 0, 0], [0.5, 0.5, 0.5]]
+    sites = [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]
     cubic = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), [cation, anion], sites)
     return cubic.get_primitive_structure()
 
@@ -70,7 +70,7 @@ def fluorite(cation: str = "Ca", anion: str = "F") -> Structure:
     """Return the primitive cell of a fluorite, 3 sites, in that of CaF2."""
     from pymatgen.core import Lattice, Structure
 
-    sites = [[0, 0, 0], [0.25, 0.25, 0.25]]
+    sites = [[0.0, 0.0, 0.0], [0.25, 0.25, 0.25]]
     cubic = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.46), [cation, anion], sites)
     return cubic.get_primitive_structure()
 
@@ -79,7 +79,8 @@ def perovskite() -> Structure:
     """Return cubic SrTiO3, 5 sites."""
     from pymatgen.core import Lattice, Structure
 
-    sites = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
+    centres = [[0.5, 0.5, 0.0], [0.5, 0.0, 0.5], [0.0, 0.5, 0.5]]
+    sites = [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5], *centres]
     return Structure(Lattice.cubic(3.91), ["Sr", "Ti", "O", "O", "O"], sites)
 
 
@@ -153,7 +154,7 @@ def rotated(structure: Structure) -> Structure:
     from pymatgen.core.operations import SymmOp
 
     turned = structure.copy()
-    turned.apply_operation(SymmOp.from_axis_angle_and_translation([1, 2, 3], 40))
+    turned.apply_operation(SymmOp.from_axis_angle_and_translation(np.array([1, 2, 3]), 40))
     return turned
 
 
@@ -175,15 +176,14 @@ def impossible_crystals() -> dict[str, Structure]:
     """Return structures that nothing can calculate, by what is wrong with them."""
     from pymatgen.core import DummySpecies, Lattice, Structure
 
-    box = Lattice.cubic(4.0)
+    box, origin, centre = Lattice.cubic(4.0), [0.0, 0.0, 0.0], [0.5, 0.5, 0.5]
+    flat = Lattice([[4.0, 0.0, 0.0], [0.0, 4.0, 0.0], [4.0, 4.0, 1e-9]])
     return {
-        "overlapping atoms": Structure(box, ["Na", "Cl"], [[0, 0, 0], [0, 0, 0.001]]),
-        "an empty site": Structure(box, ["Na", DummySpecies("X")], [[0, 0, 0], [0.5, 0.5, 0.5]]),
-        "a partly occupied site": Structure(box, [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]]),
+        "overlapping atoms": Structure(box, ["Na", "Cl"], [origin, [0.0, 0.0, 0.001]]),
+        "an empty site": Structure(box, ["Na", DummySpecies("X")], [origin, centre]),
+        "a partly occupied site": Structure(box, [{"Na": 0.5, "K": 0.5}], [origin]),
         "a coordinate that is no number": Structure(
-            box, ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, np.nan]]
+            box, ["Na", "Cl"], [origin, [0.5, 0.5, np.nan]]
         ),
-        "a flat cell": Structure(
-            Lattice([[4, 0, 0], [0, 4, 0], [4, 4, 1e-9]]), ["Na"], [[0, 0, 0]]
-        ),
+        "a flat cell": Structure(flat, ["Na"], [origin]),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,10 +58,11 @@ def check_reward(
     check = _RewardCheck(function)
     for target in targets:
         for values in itertools.product(*_NUMBERS.values()):
-            check.one(Properties(*values), target, knows_all=True)
+            check.one(_properties(values), target, knows_all=True)
+        usual = [values[1] for values in _NUMBERS.values()]
         for known in itertools.product((True, False), repeat=3):
-            usual = [values[1] if k else None for k, values in zip(known, _NUMBERS.values())]  # noqa: B905
-            check.one(Properties(*usual), target, knows_all=all(known))
+            some = [value if k else None for k, value in zip(known, usual, strict=True)]
+            check.one(_properties(some), target, knows_all=all(known))
         check.knows_nothing(target)
         if hasattr(function, "values"):
             check.arrays(target)
@@ -141,7 +142,7 @@ class _RewardCheck(Promises):
                 advice="Use NumPy's functions instead of math's, and no if on an array",
             )
         )
-        singles = [self.one(Properties(*row), target, knows_all=True) for row in grid.tolist()]
+        singles = [self.one(_properties(row), target, knows_all=True) for row in grid.tolist()]
         self.require(
             many.shape == (len(grid),) and np.allclose(many, np.array(singles, float)),
             "values returns for arrays what calls return one by one",
@@ -156,6 +157,11 @@ class _RewardCheck(Promises):
             nothing.tolist(),
             "Let NaN pass through; nan_to_num hides failed calculations",
         )
+
+
+def _properties(values: Iterable[float | None]) -> Properties:
+    total, formation, gap = values
+    return Properties(total, formation, gap)
 
 
 def _case(properties: Properties) -> str:

@@ -124,8 +124,10 @@ def paint(
     axes.set_axis_off()
     scene = _scene(state.skeleton)
     turn = standard_turn(state.skeleton) if turn is None else turn
-    _draw(axes, [*_crystal(scene, turn, state), *_compass(scene, turn), *_row_of_sites(state)])
-    _write(axes, state, outcome)
+    points = 72 * figure.get_figwidth() / WIDTH  # of a pixel of the picture
+    crystal = _crystal(scene, turn, state)
+    _draw(axes, points, [*crystal, *_compass(scene, turn), *_row_of_sites(state)])
+    _write(axes, points, state, outcome)
 
 
 # -- shapes ----------------------------------------------------------------------------------------
@@ -140,17 +142,16 @@ class _Shape(NamedTuple):
     dashes: Any = "solid"
 
 
-def _draw(axes: Axes, shapes: Sequence[_Shape]) -> None:
+def _draw(axes: Axes, points: float, shapes: Sequence[_Shape]) -> None:
     """Draw all shapes in order as one artist, which is many times faster than one each."""
     from matplotlib.collections import PathCollection
 
     paths, faces, edges, widths, dashes = zip(*shapes, strict=True)
-    points_per_pixel = 72 / axes.figure.dpi
     collection = PathCollection(
         list(paths),
         facecolors=list(faces),
         edgecolors=list(edges),
-        linewidths=[points_per_pixel * w for w in widths],
+        linewidths=[points * w for w in widths],
         linestyles=list(dashes),
         transform=axes.transData,
     )
@@ -161,7 +162,7 @@ def _circle(x: float, y: float, radius: float) -> Path:
     from matplotlib.path import Path
 
     unit = Path.unit_circle()
-    return Path(unit.vertices * radius + (x, y), unit.codes)
+    return Path(np.asarray(unit.vertices) * radius + (x, y), unit.codes)
 
 
 def _polygon(points: Any) -> Path:
@@ -348,7 +349,8 @@ def _compass(scene: Scene, turn: Float) -> list[_Shape]:
         x, y, z = turn @ (end - start) / np.linalg.norm(end - start)
         tip = np.array(_COMPASS) + 17.0 * np.array([x, y])
         shapes.append((z, _Shape(_line(_COMPASS, tip), edge=_FAINT, width=1.5)))
-        shapes.append((z, _label(name, *(np.array(_COMPASS) + 25.0 * np.array([x, y])), 8.0, _INK)))
+        letter = _label(name, _COMPASS[0] + 25.0 * x, _COMPASS[1] + 25.0 * y, 8.0, _INK)
+        shapes.append((z, letter))
     return [shape for _, shape in sorted(shapes, key=lambda item: item[0])]
 
 
@@ -386,7 +388,8 @@ def _row_of_sites(state: State) -> list[_Shape]:
     columns = -(-n_sites // rows)
     width, height = min(38.0, (right - left) / columns), min(34.0, (top - bottom) / rows)
     symbols = tokens_to_symbols(state.tokens.tolist())
-    shapes, focus = [], []
+    shapes: list[_Shape] = []
+    focus: list[_Shape] = []
     for step, site in enumerate(state.traversal):
         x = left + width * (step % columns)
         y = top - height * (step // columns + 1)
@@ -417,9 +420,7 @@ def _row_of_sites(state: State) -> list[_Shape]:
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
-def _write(axes: Axes, state: State, outcome: Outcome | None) -> None:
-    points = 0.72 * axes.figure.get_figwidth() * 100 / WIDTH  # of a pixel of the picture
-
+def _write(axes: Axes, points: float, state: State, outcome: Outcome | None) -> None:
     def write(x: float, y: float, text: str, size: float, color: str, side: str) -> None:
         axes.text(x, y, text, fontsize=points * size, color=color, ha=side, va="baseline")
 
