@@ -124,7 +124,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         return
     text = evaluate_policies(config, options.output, progress=shows_progress())
     print(
-        f"\n{text}\nwritten to {options.output}: report.html to look at, results.json, tables.md, designs/"
+        f"\n{text}\nwritten to {options.output}: report.html to look at, results.json, tables.md, "
+        "designs/"
     )
 
 
