@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import textwrap
@@ -30,8 +31,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0 done, 1 an error that is explained in one sentence on standard error, 2
         wrong usage, 130 interrupted.
     """
-    parser = build_parser()
-    options = parser.parse_args(arguments)
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()  # here, where a reader that has left can be met
+    except BrokenPipeError:
+        # Nothing to explain; and nothing to flush when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    options = build_parser().parse_args(arguments)
     if not hasattr(options, "run"):
         options.parser.print_help()
         return 2
@@ -47,8 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 130
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has left: nothing to explain
-        return 0
+        raise
     except (BrokenProcessPool, MemoryError) as error:
         _complain(
             f"out of memory, or a worker process was killed ({error}): close other programs, or "
@@ -112,7 +123,10 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(planned(config, options.output))
         return
     text = evaluate_policies(config, options.output, progress=shows_progress())
-    print(f"\n{text}\nwritten to {options.output}: results.json, tables.md, crystals.npz, designs/")
+    print(
+        f"\n{text}\nwritten to {options.output}: report.html to look at, results.json, tables.md, "
+        "designs/"
+    )
 
 
 def _design(options: argparse.Namespace) -> None:

@@ -420,16 +420,19 @@ def test_a_pipe_gets_no_progress_bar(empty_minari, tmp_path):
     assert done.stderr == ""
 
 
-def test_a_reader_that_leaves_is_no_error(mini_dataset):
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("words", [["data", "list"], ["--help"], ["completion", "bash"]])
+def test_a_reader_that_leaves_is_no_error(words, unbuffered):
     process = subprocess.Popen(
-        [sys.executable, "-m", "crystal_gym.cli", "data", "list"],
+        [sys.executable, "-m", "crystal_gym.cli", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
     )
     process.stdout.close()
-    assert process.wait(timeout=120) == 0
     assert process.stderr.read() == ""
+    assert process.wait(timeout=120) == 0
     process.stderr.close()
 
 
