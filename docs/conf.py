@@ -25,6 +25,7 @@ extensions = [
 # Files are read on GitHub too: GitHub's anchors, and no syntax that it does not know.
 myst_heading_anchors = 3
 myst_enable_extensions = ["dollarmath"]
+myst_update_mathjax = False  # formulas become MathML
 
 # STYLE: types live in annotations, docstrings carry meaning, shape, unit, failure and source.
 autodoc_typehints = "signature"
@@ -37,10 +38,12 @@ napoleon_attr_annotations = False
 python_maximum_signature_line_length = 88
 
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_title = f"crystal_gym {release}"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
+html_show_search_summary = False  # fetched, which browsers refuse for files on a disk
 html_copy_source = False
 html_theme_options = {"sidebar_hide_name": False}
 pygments_style = "tango"

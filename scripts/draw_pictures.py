@@ -187,14 +187,15 @@ def reward_picture(theme: Theme) -> Figure:
     reward = FormationReward()
     for target, colour in zip((1.12, 3.0, 5.0), theme.lines, strict=True):
         values = [reward(Properties(None, -2.0, float(gap)), target) for gap in gaps]
-        axes.plot(gaps, values, color=colour, lw=2, label=f"target {target:g} eV")
+        axes.plot(gaps, values, color=colour, lw=2)
+        axes.text(target, 12, f"target {target:g} eV", color=colour, ha="center")
     axes.set_xlabel("band gap of the finished crystal (eV)", color=theme.ink)
     axes.set_ylabel("reward at -2 eV/atom", color=theme.ink)
     axes.tick_params(colors=theme.ink)
     for name, spine in axes.spines.items():
         spine.set_color(theme.faint)
         spine.set_visible(name in ("left", "bottom"))
-    axes.legend(frameon=False, labelcolor=theme.ink)
+    axes.set_ylim(0, 13)
     return made
 
 
@@ -212,7 +213,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the files go")
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context({"svg.hashsalt": "crystal_gym", "path.simplify_threshold": 1.0}):
+    with mpl.rc_context({"svg.hashsalt": "crystal_gym", "path.simplify_threshold": 0.2}):
         for name, draw in PICTURES.items():
             for suffix, theme in THEMES.items():
                 path = folder / f"{name}{suffix}.svg"

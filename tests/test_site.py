@@ -148,3 +148,9 @@ def test_a_page_looks_as_it_should(site, name, width, dark):
             if picture.is_visible():
                 picture.scroll_into_view_if_needed()
                 assert picture.evaluate("image => image.naturalWidth") > 0
+
+
+def test_the_search_finds_pages_without_a_server(site):
+    with shown(site / "search.html", ready=LOADED) as page:
+        page.goto((site / "search.html").as_uri() + "?q=skeleton")
+        page.wait_for_selector("#search-results li")
