@@ -130,7 +130,8 @@ class OneHotObservations(
         gym.utils.RecordConstructorArgs.__init__(self)
         super().__init__(env)
         n_skeletons, max_sites = _sizes(env.observation_space)
-        self._space: Any = env.observation_space
+        assert isinstance(env.observation_space, spaces.Dict)  # _sizes refuses others
+        self._space = env.observation_space
         width = (
             n_skeletons + (N_ELEMENTS + 2) * max_sites + 1 + ("target_gap" in self._space.spaces)
         )
