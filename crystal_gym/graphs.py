@@ -155,7 +155,15 @@ def symmetry_permutations(
 
 
 def analyse_geometry(lattice: NDArray[np.float64], frac_coords: NDArray[np.float64]) -> Geometry:
-    """Return bonds (CrystalNN, see :mod:`crystal_gym.neighbors`) and symmetry of a cell."""
+    """Return bonds (CrystalNN, see :mod:`crystal_gym.neighbors`) and symmetry of a cell.
+
+    Args:
+        lattice: Row vectors in Å, ``(3, 3)``, Niggli-reduced.
+        frac_coords: ``(n_sites, 3)``.
+
+    Raises:
+        ValueError: If neither can be found, as for overlapping sites.
+    """
     edge_index, edge_image, edge_length = crystal_nn_edges(lattice, frac_coords)
     permutations, number = symmetry_permutations(lattice, frac_coords)
     return Geometry(
@@ -168,7 +176,12 @@ def analyse_geometry(lattice: NDArray[np.float64], frac_coords: NDArray[np.float
 
 
 def adjacency(edge_index: NDArray[np.integer], n_sites: int) -> list[list[int]]:
-    """Return the neighbours of every site, ascending, each named once and never itself."""
+    """Return the neighbours of every site, ascending, each named once and never itself.
+
+    Args:
+        edge_index: Source and target of every directed edge, ``(2, n_edges)``.
+        n_sites: Sites of the cell.
+    """
     neighbours: list[set[int]] = [set() for _ in range(n_sites)]
     for source, target in edge_index.T.tolist():
         if source != target:

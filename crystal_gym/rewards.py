@@ -56,7 +56,17 @@ class BuiltInReward(ABC):
         band_gap_ev: ArrayLike,
         target_gap: ArrayLike | None,
     ) -> Float:
-        """Return rewards of many crystals at once; NaN stays NaN."""
+        """Return rewards of many crystals at once; NaN stays NaN.
+
+        Args:
+            total_energy_ry: Ry for the cell, ``(B,)``.
+            formation_energy_ev_per_atom: eV/atom, ``(B,)``.
+            band_gap_ev: eV, ``(B,)``.
+            target_gap: eV, one for all or ``(B,)``; None for the unconditional task.
+
+        Returns:
+            float64 ``(B,)``.
+        """
 
     def __call__(self, properties: Properties, target_gap: float | None) -> float | None:
         """Return the reward of one crystal, None if a property it needs is unknown."""

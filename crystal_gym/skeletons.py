@@ -173,7 +173,13 @@ class Skeleton:
 def filled_structure(
     lattice: NDArray[np.float64], frac_coords: NDArray[np.float64], tokens: NDArray[np.integer]
 ) -> Structure:
-    """Return a pymatgen Structure; token 0 becomes the dummy species X."""
+    """Return a pymatgen Structure.
+
+    Args:
+        lattice: Row vectors in Å, ``(3, 3)``.
+        frac_coords: ``(n_sites, 3)``.
+        tokens: ``(n_sites,)``; 0 becomes the dummy species X.
+    """
     from pymatgen.core import DummySpecies, Structure
 
     species = [s if s is not None else DummySpecies("X") for s in tokens_to_symbols(tokens)]

@@ -298,7 +298,11 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
         return initial_state(skeleton, traversal, self._choose_target(options))
 
     def evaluate(self, fillings: Sequence[Filling]) -> Sequence[Properties]:
-        """Return what the oracle says of finished crystals, in order."""
+        """Return what the oracle says of finished crystals, in order.
+
+        Raises:
+            TypeError: If it says anything but as many Properties.
+        """
         if isinstance(self.oracle, FillingOracle):
             answers = self.oracle.evaluate_fillings(fillings)
         else:
@@ -317,7 +321,15 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
         return answers
 
     def score(self, properties: Properties, target: float | None) -> tuple[float, str]:
-        """Return the reward of a finished crystal, and the status that says why it is so."""
+        """Return the reward of a finished crystal, and the status that says why it is so.
+
+        Args:
+            properties: What the oracle said.
+            target: eV, None for the unconditional task.
+
+        Raises:
+            TypeError: If a reward function of the user's returns no number.
+        """
         if properties.status != Status.OK:
             return self._failure_reward, str(properties.status)
         reward = self._reward(properties, target)

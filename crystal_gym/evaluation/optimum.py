@@ -65,7 +65,13 @@ def optimum(
 def optimal_rewards(
     table: PropertyTable, target_gap: float | None, reward: str | Reward = "formation"
 ) -> NDArray[np.float64]:
-    """Return the best reward of every skeleton, ``(n_skeletons,)``, -inf where there is none."""
+    """Return the best reward of every skeleton, ``(n_skeletons,)``, -inf where there is none.
+
+    Args:
+        table: Such as ``load_table("tabular")``.
+        target_gap: eV, None for the unconditional task.
+        reward: As for ``gym.make(reward=...)``.
+    """
     best = np.full(len(table.skeletons), -np.inf)
     np.maximum.at(best, table.skeleton, _rewards(table, target_gap, reward))
     return best

@@ -34,7 +34,13 @@ class Scores:
 
 
 def score(tokens: NDArray[np.int16], task: Task, known: set[str]) -> Scores:
-    """Return the measures of filled skeletons; ``known`` are the training formulas."""
+    """Return the measures of filled skeletons.
+
+    Args:
+        tokens: Of the fillings, int16 ``(B, max_sites)``, 0 beyond a skeleton's sites.
+        task: The skeletons, with their source crystals.
+        known: Reduced formulas of the training crystals.
+    """
     reference = task.reference
     return Scores(
         accuracy=accuracy(tokens, reference),
@@ -53,7 +59,15 @@ def evaluate(
     *,
     progress: bool = False,
 ) -> dict[str, Scores]:
-    """Return the measures of each policy's greedy fillings of a task."""
+    """Return the measures of each policy's greedy fillings of a task.
+
+    Args:
+        policies: By the name they get in the answer.
+        task: The skeletons, with their source crystals.
+        known: Reduced formulas of the training crystals.
+        target_gap: eV, None for policies without a target.
+        progress: Show a progress bar on standard error.
+    """
     return {
         name: score(rollout(policy, task, target_gap, progress=progress), task, known)
         for name, policy in policies.items()
