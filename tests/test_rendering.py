@@ -1,5 +1,6 @@
 """Rendering: text, pictures, films, screens, and crystals in 3D."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from crystal_gym.envs.rendering.picture import (
     HEIGHT,
     WIDTH,
     _scene,
+    _worth,
     render_png,
     standard_turn,
     turned_by,
@@ -36,6 +38,7 @@ from crystal_gym.oracles import Properties, Status, TableOracle
 from crystal_gym.report import show_crystal
 from crystal_gym.scenes import element_color, lay_out
 from crystal_gym.sets import load_skeletons
+from crystal_gym.testing import FixedOracle
 
 FOCUS = (213, 94, 0)
 OXYGEN = (255, 13, 13)
@@ -89,6 +92,16 @@ def pixels(frame, color):
     return int((frame == color).all(axis=2).sum())
 
 
+def crystal_in(frame):
+    """Return the part of a frame between the words above and below."""
+    return frame[62:375]
+
+
+def reddish(frame):
+    red, green, blue = np.moveaxis(frame.astype(int), 2, 0)
+    return int(((red > 200) & (abs(green - blue) < 20) & (red - green > 100)).sum())
+
+
 # -- text ------------------------------------------------------------------------------------------
 
 
@@ -119,6 +132,30 @@ def test_text_ends_with_what_came_of_the_crystal(make, table):
     assert "reward" not in env.render()
 
 
+def test_nothing_is_left_of_an_outcome_when_the_next_crystal_has_none(made_set):
+    class OnlyOnce(FixedOracle):
+        def evaluate(self, structures):
+            if self.asked:
+                raise KeyboardInterrupt
+            return super().evaluate(structures)
+
+    for many in (False, True):
+        oracle = OnlyOnce(Properties(-10.0, -1.0, 2.0))
+        settings = {"skeletons": made_set, "oracle": oracle, "render_mode": "ansi"}
+        env = CrystalFillVectorEnv(1, **settings) if many else CrystalFillEnv(**settings)
+        action = np.array([5]) if many else 5
+        env.reset(seed=0, options={"skeleton": "rocksalt"})
+        env.step(action)
+        env.step(action)
+        assert "reward" in str(env.render())
+        env.reset(seed=0, options={"skeleton": "rocksalt"})
+        env.step(action)
+        with pytest.raises(KeyboardInterrupt):
+            env.step(action)
+        assert "all sites are filled" in str(env.render())
+        assert "reward" not in str(env.render())
+
+
 def test_text_says_why_there_are_no_properties(made_set):
     outcome = Outcome(0.0, "not_converged", Properties(status=Status.NOT_CONVERGED))
     text = render_ansi(states_of(made_set[0])[-1], outcome)
@@ -143,16 +180,18 @@ def test_a_frame_is_drawn_the_same_again(made_set):
 
 def test_the_focus_is_marked_until_the_last_site(made_set):
     states = states_of(made_set[NAMES.index("perovskite")])
-    marked = [pixels(render_rgb(state), FOCUS) for state in states]
-    assert min(marked[:-1]) > 100
-    assert marked[-1] == 0
+    for part in (crystal_in, lambda frame: frame[375:]):  # the row of sites
+        marked = [pixels(part(render_rgb(state)), FOCUS) for state in states]
+        assert min(marked[:-1]) > 50
+        assert marked[-1] == 0
 
 
 def test_elements_have_jmol_s_colours(made_set):
     empty, *_, full = states_of(made_set[NAMES.index("perovskite")])
     assert element_color("O") == "#ff0d0d"
-    assert pixels(render_rgb(empty), OXYGEN) == 0
+    assert pixels(render_rgb(empty), OXYGEN) == reddish(crystal_in(render_rgb(empty))) == 0
     assert pixels(render_rgb(full), OXYGEN) > 500
+    assert reddish(crystal_in(render_rgb(full))) > 1000
 
 
 def test_the_view_does_not_depend_on_the_elements():
@@ -199,6 +238,14 @@ def test_views_are_rotations(made_set):
         for one in (turn, turned_by(turn, 0.3, -1.2)):
             np.testing.assert_allclose(one @ one.T, np.eye(3), atol=1e-12)
             assert np.linalg.det(one) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", ["rocksalt", "fluorite", "perovskite"])
+def test_the_chosen_view_is_better_than_one_along_an_axis(made_set, name):
+    skeleton = made_set[NAMES.index(name)]
+    scene = _scene(skeleton)
+    for order in ([0, 1, 2], [1, 2, 0], [2, 0, 1]):
+        assert _worth(scene, standard_turn(skeleton)) > 1.2 * _worth(scene, np.eye(3)[order])
 
 
 def test_dragging_to_the_right_moves_what_is_near_to_the_right():
@@ -266,6 +313,7 @@ def test_an_unknown_render_mode_is_refused():
         CrystalFillEnv(3.0, render_mode="film")
 
 
+@pytest.mark.filterwarnings("ignore")  # pipes to ffmpeg that moviepy and imageio leave open
 def test_record_video_makes_a_film_of_an_episode(make, tmp_path):
     pytest.importorskip("moviepy")
     from imageio_ffmpeg import count_frames_and_secs, read_frames
@@ -282,6 +330,8 @@ def test_record_video_makes_a_film_of_an_episode(make, tmp_path):
     assert next(frames)["size"] == (WIDTH, HEIGHT)
     *_, end = (np.frombuffer(f, np.uint8).reshape(HEIGHT, WIDTH, 3) for f in frames)
     assert np.abs(end.astype(int) - last).mean() < 5
+    del env, frames
+    gc.collect()  # here, not in another test
 
 
 # -- screens ---------------------------------------------------------------------------------------
@@ -367,6 +417,17 @@ def test_a_backend_without_a_display_is_no_window(backend):
         [sys.executable, "-c", code], text=True, env={**bare, "MPLBACKEND": backend}
     )
     assert said.strip() == "False"
+
+
+def test_a_backend_that_cannot_be_loaded_is_no_window(monkeypatch):
+    import matplotlib.pyplot as plt
+
+    def refuse(name):
+        raise ImportError("Cannot load backend 'tkagg'")
+
+    monkeypatch.setattr(plt, "get_backend", lambda: "tkagg")
+    monkeypatch.setattr(plt, "switch_backend", refuse)
+    assert screen._has_windows() is False
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from crystal_gym.evaluation.study import (
     statistics_over_targets,
 )
 from crystal_gym.oracles import ChainOracle, Properties, Status, TableOracle
+from crystal_gym.testing import FixedOracle
 from crystal_gym.validity import smact_valid
 
 TARGETS = (1.0, 3.0)
@@ -188,22 +189,16 @@ def test_top_k_is_asked_along_the_true_prefix(task):
 
 
 def test_an_oracle_is_asked_once_for_equal_designs(task):
-    asked = []
-
-    class Counting:
-        def evaluate(self, structures):
-            asked.extend(structures)
-            return [Properties(band_gap_ev=1.0, status=Status.OK) for _ in structures]
-
+    oracle = FixedOracle(Properties(band_gap_ev=1.0))
     twice = task.rows(np.array([0, 1, 0, 1, 2]))
-    columns = evaluate_designs(Counting(), twice.reference, twice)
-    assert len(asked) == 3
+    columns = evaluate_designs(oracle, twice.reference, twice)
+    assert len(oracle.asked) == 3
     assert columns.has_gap.all()
     assert not columns.has_energy.any()
     empty = twice.reference.copy()
     empty[0, 0] = 0
     with pytest.raises(ValueError, match="has an empty site"):
-        evaluate_designs(Counting(), empty, twice)
+        evaluate_designs(oracle, empty, twice)
 
 
 def test_failed_calculations_have_no_numbers(task):
