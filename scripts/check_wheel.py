@@ -108,7 +108,7 @@ def _use(wheel: Path, folder: Path) -> None:
     home = folder / "venv"
     venv.create(home, with_pip=True)
     python = home / "bin" / "python"
-    pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+    pip = [python, "-m", "pip", "-qq", "--disable-pip-version-check", "install"]
     subprocess.run([*pip, "-c", ROOT / "constraints.txt", wheel], check=True)
     (folder / "rocksalt.cif").write_text(_CIF)
     script = folder / "use.py"
