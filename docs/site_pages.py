@@ -74,6 +74,8 @@ def _file(name: str) -> str:
 _PAGES_OF_FILES = {
     "SECURITY.md": "security.md",
     "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "examples/README.md": "examples.md",
     "crystal_gym/data/policy/README.md": "policy.md",
 }
 """Pages that show a file from outside of docs/, by the file."""

@@ -91,7 +91,7 @@ def test_the_report_of_the_evaluation_is_a_page_of_the_site(site):
     assert (site / "results" / "report.html").read_bytes() == written
 
 
-PUBLIC = ("envs", "oracles", "rewards", "datasets", "agents", "evaluation")
+PUBLIC = ("envs", "oracles", "rewards", "datasets", "agents", "evaluation", "testing")
 
 
 @pytest.mark.parametrize("module", PUBLIC)
