@@ -29,7 +29,7 @@ from tqdm import tqdm
 from crystal_gym.agents.model_files import load_tensors
 from crystal_gym.agents.processes import ALONE, Processes, joined_processes
 from crystal_gym.agents.transformer import SiteTransformer
-from crystal_gym.files import atomic_path, read_json
+from crystal_gym.files import atomic_path, first_line, read_json
 from crystal_gym.interrupts import noted_interrupts
 from crystal_gym.suggestions import did_you_mean
 
@@ -159,7 +159,8 @@ def _settings_in(path: Path) -> dict[str, Any]:
         settings: dict[str, Any] = {**read_json(path)["settings"]}
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} is not the record of a run ({error}): expected JSON with its settings; choose "
+            f"{path} is not the record of a run ({first_line(error)}): "
+            "expected JSON with its settings; choose "
             "another folder"
         ) from error
     return settings

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crystal_gym.files import DAMAGED_GZIP, open_file
+from crystal_gym.files import DAMAGED_GZIP, first_line, open_file
 
 __all__ = ["CrystalRow", "in_brief", "read_cdvae_csv"]
 
@@ -80,7 +80,7 @@ def read_cdvae_csv(path: Path | str) -> tuple[list[CrystalRow], dict[int, str]]:
                 rows.append(CrystalRow(position, name, text))
     except (*DAMAGED_GZIP, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(
-            f"{path} is damaged ({error}): expected a complete CSV file; fetch it again"
+            f"{path} is damaged ({first_line(error)}): expected a complete CSV file; fetch it again"
         ) from error
     finally:
         csv.field_size_limit(limit)

@@ -58,6 +58,7 @@ from crystal_gym.evaluation.tables import all_tables, tables
 from crystal_gym.files import (
     DAMAGED_NPZ,
     atomic_path,
+    first_line,
     open_npz,
     read_json,
     read_text,
@@ -628,7 +629,8 @@ def _learning_curves(config: EvaluationConfig) -> list[dict[str, Any]]:
             )
         except (csv.Error, LookupError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path} is no log of a training ({error}): expected the columns step, seconds and "
+                f"{path} is no log of a training ({first_line(error)}): "
+                "expected the columns step, seconds and "
                 "val_accuracy; move it away to go on without a curve"
             ) from error
     return curves

@@ -42,6 +42,7 @@ __all__ = [
     "Pieces",
     "atomic_path",
     "cache_dir",
+    "first_line",
     "open_file",
     "open_npz",
     "raw_data_dir",
@@ -174,7 +175,15 @@ def read_text(path: Path | str, at_most: int, errors: str = "strict") -> str:
         with open_file(path, at_most) as file:
             return file.read().decode("utf-8", errors)
     except DAMAGED_GZIP as error:
-        raise ValueError(f"{path} is damaged ({error}): expected a complete .gz file") from error
+        raise ValueError(
+            f"{path} is damaged ({first_line(error)}): expected a complete .gz file"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return what a parser says, cut to where it begins to quote the file that it failed on."""
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:300]
 
 
 def read_json(path: Path | str, at_most: int = _MOST_JSON) -> Any:
@@ -207,7 +216,7 @@ def require_plain_zip(path: Path | str, at_most: int = _MOST_ARRAY_BYTES) -> Non
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
-        raise ValueError(f"{path} is a damaged zip archive ({error})") from error
+        raise ValueError(f"{path} is a damaged zip archive ({first_line(error)})") from error
     total = sum(member.file_size for member in members)  # zipfile reads no more than announced
     if len(members) > _MOST_MEMBERS or total > at_most:
         raise ValueError(

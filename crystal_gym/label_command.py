@@ -20,7 +20,7 @@ import numpy as np
 from crystal_gym.cdvae import in_brief
 from crystal_gym.cluster import executor_at
 from crystal_gym.elements import ELEMENTS, symbol_to_token
-from crystal_gym.files import DAMAGED_GZIP, atomic_path, open_file
+from crystal_gym.files import DAMAGED_GZIP, atomic_path, first_line, open_file
 from crystal_gym.labelling import label
 from crystal_gym.oracles.base import Properties
 from crystal_gym.oracles.cache import CachedOracle
@@ -209,7 +209,8 @@ def read_fillings(skeletons: Any, path: Path | str) -> Iterator[tuple[str, Struc
         yield from _fillings_in(Path(path), skeletons)
     except (csv.Error, UnicodeDecodeError, *DAMAGED_GZIP) as error:
         raise ValueError(
-            f"{path} is no CSV ({error}): expected columns skeleton and elements in UTF-8"
+            f"{path} is no CSV ({first_line(error)}): "
+            "expected columns skeleton and elements in UTF-8"
         ) from error
 
 

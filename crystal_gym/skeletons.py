@@ -26,7 +26,7 @@ from crystal_gym.columns import (
     require_starts,
 )
 from crystal_gym.elements import N_ELEMENTS, tokens_to_symbols
-from crystal_gym.files import DAMAGED_NPZ, open_npz, save_npz
+from crystal_gym.files import DAMAGED_NPZ, first_line, open_npz, save_npz
 from crystal_gym.graphs import (
     Geometry,
     GeometryCache,
@@ -425,7 +425,8 @@ class SkeletonSet(Sequence[Skeleton]):
             if isinstance(error, FileNotFoundError) or f"{path} holds" in str(error):
                 raise
             raise ValueError(
-                f"{path} is not a readable skeleton set ({error}): expected an .npz file written "
+                f"{path} is not a readable skeleton set ({first_line(error)}): "
+                "expected an .npz file written "
                 "by SkeletonSet.save; build it again"
             ) from error
 

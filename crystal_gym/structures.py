@@ -15,7 +15,7 @@ import numpy as np
 
 from crystal_gym.cdvae import read_cdvae_csv
 from crystal_gym.elements import EMPTY, symbol_to_token
-from crystal_gym.files import DAMAGED_GZIP, open_file, read_text
+from crystal_gym.files import DAMAGED_GZIP, first_line, open_file, read_text
 from crystal_gym.skeletons import Cell
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def parse_cif(text: str) -> Structure:
             raise ValueError(f"the CIF {error}") from None
         except _UNREADABLE as error:
             why = [str(w.message) for w in said if "No structure parsed" in str(w.message)]
-            reason = why[0].splitlines()[-1] if why else _first_line(error)
+            reason = why[0].splitlines()[-1] if why else first_line(error)
             if isinstance(error, ZeroDivisionError) and "modulo" in reason:
                 reason = "it lists no atom sites"  # pymatgen counts its coordinates
             raise ValueError(f"the CIF cannot be read ({reason})") from error
@@ -253,7 +253,7 @@ def _pymatgen_s_own_errors() -> Iterator[None]:
     try:
         yield
     except (CompositionError, StructureError) as error:
-        raise ValueError(_first_line(error)) from error
+        raise ValueError(first_line(error)) from error
 
 
 class _TooMuch(ValueError):
@@ -426,7 +426,7 @@ def read_structures(path: Path | str) -> Iterator[tuple[str, Any]]:
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
         raise ValueError(
-            f"{path} cannot be read ({_first_line(error)}): expected a complete CIF, POSCAR, "
+            f"{path} cannot be read ({first_line(error)}): expected a complete CIF, POSCAR, "
             "extended XYZ, ASE database or CSV with a cif column; check the file"
         ) from error
 
@@ -495,8 +495,3 @@ def _looks_readable(path: Path) -> bool:
         return bool(_kind(path))
     except ValueError:
         return False
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crystal_gym.arguments import TRAIN_SETTINGS
-from crystal_gym.files import read_text
+from crystal_gym.files import first_line, read_text
 from crystal_gym.terminal import shows_progress
 
 __all__ = ["train_as_told"]
@@ -141,7 +141,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(read_text(path, _LONGEST_SETTINGS))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not TOML ({error}): expected lines of name = value") from error
+        raise ValueError(
+            f"{path} is not TOML ({first_line(error)}): expected lines of name = value"
+        ) from error
 
 
 def _number_or_word(text: str) -> float | str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crystal_gym.files import DAMAGED_GZIP, open_file
+from crystal_gym.files import DAMAGED_GZIP, first_line, open_file
 
 __all__ = ["Label", "has_label_table", "load_plain_pickle", "read_label_table", "read_labels"]
 
@@ -61,7 +61,8 @@ def load_plain_pickle(path: Path | str) -> Any:
             return _NoClasses(file).load()
     except _DAMAGED as error:
         raise ValueError(
-            f"{path} is refused ({error}): expected a pickle of plain dictionaries of numbers; "
+            f"{path} is refused ({first_line(error)}): "
+            "expected a pickle of plain dictionaries of numbers; "
             "fetch the published file again"
         ) from error
 
@@ -121,7 +122,7 @@ def _read_csv(path: Path, split: str) -> list[Label]:
             ]
     except (*DAMAGED_GZIP, csv.Error, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} is damaged ({error}): expected columns split, index, band_gap_ev, "
+            f"{path} is damaged ({first_line(error)}): expected columns split, index, band_gap_ev, "
             "total_energy_ry, formation_energy_ev_per_atom; fetch it again"
         ) from error
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from crystal_gym.elements import ELEMENTS
-from crystal_gym.files import atomic_path, cache_dir, read_json
+from crystal_gym.files import atomic_path, cache_dir, first_line, read_json
 
 __all__ = [
     "RY_TO_EV",
@@ -79,7 +79,8 @@ class ReferenceEnergies:
             return cls(**_checked(read_json(path)))
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path} holds no reference energies ({error}): expected a file written by "
+                f"{path} holds no reference energies ({first_line(error)}): "
+                "expected a file written by "
                 "`crystal-gym label references`; run it again"
             ) from error
 

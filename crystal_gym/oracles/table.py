@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from crystal_gym.columns import require_columns, require_range
 from crystal_gym.elements import N_ELEMENTS, formula_counts
-from crystal_gym.files import DAMAGED_NPZ, open_npz, save_npz
+from crystal_gym.files import DAMAGED_NPZ, first_line, open_npz, save_npz
 from crystal_gym.oracles.base import Filling, Properties, Status
 from crystal_gym.ragged import run_starts, take_runs
 from crystal_gym.sets import BUNDLED, DATASETS, TABLES, is_named_set, load_skeleton_file, set_dir
@@ -191,7 +191,8 @@ class PropertyTable:
             if isinstance(error, FileNotFoundError):
                 raise
             raise ValueError(
-                f"{path} is not a readable property table ({error}): expected an .npz file "
+                f"{path} is not a readable property table ({first_line(error)}): "
+                "expected an .npz file "
                 "written by PropertyTable.save; build it again"
             ) from error
         if version != _FORMAT or table_id != skeletons.table_id:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from crystal_gym.elements import ELEMENTS
-from crystal_gym.files import Bounded, atomic_path, cache_dir, open_file
+from crystal_gym.files import Bounded, atomic_path, cache_dir, first_line, open_file
 
 __all__ = [
     "Pseudopotential",
@@ -279,7 +279,7 @@ def _upf_files(source: Path) -> Iterator[tuple[str, bytes]]:
             while stream.read(1 << 20):
                 pass  # compressed files have their checksum behind the last member
     except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        raise ValueError(f"{source} is not a readable tar archive ({error})") from error
+        raise ValueError(f"{source} is not a readable tar archive ({first_line(error)})") from error
 
 
 def _expanded(source: Path) -> IO[bytes]:
