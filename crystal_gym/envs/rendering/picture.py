@@ -7,7 +7,7 @@ ring and a question mark, so no colour has to be told from another.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -55,6 +55,9 @@ _MAX_SCALE = 60.0
 """Pixels per Å, so that a cell of two sites does not fill the picture with two balls."""
 
 _INK, _FAINT, _FOCUS = "#1a1a1a", "#6b6b6b", "#d55e00"
+_GHOST = "#ffffffc0"
+"""Of an empty site; what is behind it shines through."""
+
 _DASHES = (0.0, (2.5, 2.0))
 _BOND_WIDTH_ANG = 0.16
 _CLEAR_ANG = 1.8
@@ -287,59 +290,103 @@ def _worth(scene: Scene, turn: Float) -> float:
     return math.sqrt(_fit(scene, turn)[0]) * float(seen.mean())
 
 
+class _View(NamedTuple):
+    """A scene as it is looked at; every array has a row for each ball."""
+
+    scale: float
+    """Pixels per Å."""
+    origin: Float
+    """Place of the origin in pixels, ``(2,)``."""
+    places: Float
+    """Å to the right, up and towards the eye, ``(n_balls, 3)``."""
+    radii: Float
+    """Å."""
+    symbols: list[str | None]
+    colors: list[str]
+
+    def flat(self, place: Float) -> Float:
+        """Return pixels of a place."""
+        pixels: Float = self.scale * place[:2] + self.origin
+        return pixels
+
+    def faded(self, color: str, depth: float) -> str:
+        """Return the colour of what is at a depth: paler far from the eye."""
+        near, far = float(self.places[:, 2].max()), float(self.places[:, 2].min())
+        share = (near - depth) / (near - far + 1.0)
+        return _mixed(color, "#ffffff", 0.45 * min(1.0, max(0.0, share)))
+
+
+_Deep = tuple[float, list[_Shape]]
+"""How near the eye shapes are (Å), and the shapes."""
+
+
 def _crystal(scene: Scene, turn: Float, state: State) -> list[_Shape]:
     """Return the cell, the sticks and the balls, what is near in front of what is far."""
-    scale, origin = _fit(scene, turn)
-    symbols = tokens_to_symbols(state.tokens.tolist())
-    look = {symbol: (element_color(symbol), element_radius(symbol)) for symbol in set(symbols)}
-    places, ball_symbols = scene.points @ turn.T, [symbols[site] for site in scene.site]
-    radii = np.array([look[symbol][1] for symbol in ball_symbols])
-    flat = scale * places[:, :2] + origin
-    near, far = places[:, 2].max(), places[:, 2].min()
-
-    def faded(color: str, z: float) -> str:
-        """Return the colour of what is at a depth: paler far from the eye."""
-        return _mixed(color, "#ffffff", 0.45 * min(1.0, max(0.0, (near - z) / (near - far + 1.0))))
-
-    drawn: list[tuple[float, list[_Shape]]] = []
-    for first, second in _cell_pieces(scene.cell @ turn.T, places, radii):
-        z = (first[2] + second[2]) / 2
-        path = _line(scale * first[:2] + origin, scale * second[:2] + origin)
-        drawn.append((z, [_Shape(path, edge=faded(_FAINT, z), width=1.2)]))
-    for ends in scene.bonds.tolist():
-        middle = places[ends].mean(0)
-        for ball in ends:
-            out = middle - places[ball]
-            share = min(1.0, 0.9 * radii[ball] / (np.linalg.norm(out) + 1e-9))
-            start = places[ball] + share * out
-            color, z = look[ball_symbols[ball]][0], float(start[2] + middle[2]) / 2
-            path = _stick(
-                scale * start[:2] + origin, scale * middle[:2] + origin, scale * _BOND_WIDTH_ANG
-            )
-            edge = faded(_mixed(color, "#000000", 0.35), z)
-            drawn.append((z, [_Shape(path, faded(color, z), edge, 0.6)]))
-    marks = []
-    for ball, symbol in enumerate(ball_symbols):
-        (x, y), z = flat[ball].tolist(), float(places[ball, 2])
-        radius, focus = scale * radii[ball], bool(scene.site[ball] == state.focus)
-        color = faded(look[symbol][0], z)
-        drawn.append((z, _ball(x, y, radius, symbol, color, outlined=not focus)))
-        if focus:  # in front of everything
-            marks.append(_Shape(_circle(x, y, radius + 1.5), edge=_FOCUS, width=3.0))
-            marks.append(_label("?", x, y, max(7.0, min(13.0, 0.85 * radius)), _FOCUS))
+    of_sites = tokens_to_symbols(state.tokens.tolist())
+    symbols = [of_sites[site] for site in scene.site]
+    radii = np.array([element_radius(symbol) for symbol in symbols])
+    colors = [element_color(symbol) for symbol in symbols]
+    view = _View(*_fit(scene, turn), scene.points @ turn.T, radii, symbols, colors)
+    drawn = [*_cell(scene.cell @ turn.T, view), *_sticks(scene.bonds, view), *_balls(view)]
     drawn.sort(key=lambda item: item[0])
-    shapes = [shape for _, group in drawn for shape in group]
-    return shapes + marks
+    in_focus = np.flatnonzero(scene.site == state.focus).tolist()
+    return [shape for _, group in drawn for shape in group] + _focus_marks(in_focus, view)
 
 
-def _cell_pieces(cell: Float, places: Float, radii: Float) -> Float:
-    """Return pieces ``(n, 2, 3)`` of the edges of the cell, without those inside of a ball."""
+def _cell(cell: Float, view: _View) -> Iterator[_Deep]:
+    """Yield pieces of the edges of the cell, without those inside of a ball."""
     share = np.linspace(0, 1, _CELL_PIECES + 1)[:, None]
     ends = cell[:, None, 0] + share * (cell[:, None, 1] - cell[:, None, 0])
     pieces = np.stack([ends[:, :-1], ends[:, 1:]], 2).reshape(-1, 2, 3)
-    away = np.linalg.norm(pieces.mean(1)[:, None] - places, axis=2)
-    kept: Float = pieces[(away > radii).all(1)]
-    return kept
+    away = np.linalg.norm(pieces.mean(1)[:, None] - view.places, axis=2)
+    for first, second in pieces[(away > view.radii).all(1)]:
+        depth = float(first[2] + second[2]) / 2
+        path = _line(view.flat(first), view.flat(second))
+        yield depth, [_Shape(path, edge=view.faded(_FAINT, depth), width=1.2)]
+
+
+def _sticks(bonds: NDArray[np.int64], view: _View) -> Iterator[_Deep]:
+    """Yield a half of a stick for each end of each bond, from a ball's surface to the middle."""
+    for ends in bonds.tolist():
+        middle = view.places[ends].mean(0)
+        for ball in ends:
+            out = middle - view.places[ball]
+            share = min(1.0, 0.9 * view.radii[ball] / (np.linalg.norm(out) + 1e-9))
+            start = view.places[ball] + share * out
+            depth, color = float(start[2] + middle[2]) / 2, view.colors[ball]
+            path = _stick(view.flat(start), view.flat(middle), view.scale * _BOND_WIDTH_ANG)
+            edge = view.faded(_mixed(color, "#000000", 0.35), depth)
+            yield depth, [_Shape(path, view.faded(color, depth), edge, 0.6)]
+
+
+def _balls(view: _View) -> Iterator[_Deep]:
+    """Yield balls with their symbols, and ghosts where a site is empty."""
+    for place, radius_ang, symbol, base in zip(
+        view.places, view.radii, view.symbols, view.colors, strict=True
+    ):
+        (x, y), depth, radius = view.flat(place).tolist(), float(place[2]), view.scale * radius_ang
+        if symbol is None:
+            yield depth, [_Shape(_circle(x, y, radius), _GHOST, _FAINT, 1.2, _DASHES)]
+            continue
+        color = view.faded(base, depth)
+        gleam = _circle(x - 0.34 * radius, y + 0.36 * radius, 0.26 * radius)
+        shapes = [
+            _Shape(_circle(x, y, radius), color, _mixed(color, "#000000", 0.55), 1.0),
+            _Shape(gleam, _mixed(color, "#ffffff", 0.55)),
+        ]
+        if radius >= _SMALLEST_LABEL:
+            shapes.append(_label(symbol, x, y, min(13.0, 0.85 * radius), _ink_on(color)))
+        yield depth, shapes
+
+
+def _focus_marks(balls: Sequence[int], view: _View) -> list[_Shape]:
+    """Return rings and question marks, to be drawn in front of everything."""
+    shapes = []
+    for ball in balls:
+        (x, y), radius = view.flat(view.places[ball]).tolist(), view.scale * view.radii[ball]
+        shapes.append(_Shape(_circle(x, y, radius + 0.5), edge=_FOCUS, width=3.0))
+        shapes.append(_label("?", x, y, max(7.0, min(13.0, 0.85 * radius)), _FOCUS))
+    return shapes
 
 
 def _compass(scene: Scene, turn: Float) -> list[_Shape]:
@@ -358,23 +405,6 @@ def _stick(first: Float, second: Float, width: float) -> Path:
     along = second - first
     across = np.array([-along[1], along[0]]) / (np.linalg.norm(along) + 1e-9) * width / 2
     return _polygon([first - across, first + across, second + across, second - across])
-
-
-def _ball(
-    x: float, y: float, radius: float, symbol: str | None, color: str, *, outlined: bool
-) -> list[_Shape]:
-    """Return a ball with its symbol, or a ghost with a dashed outline or none."""
-    if symbol is None:
-        edge = _FAINT if outlined else "none"
-        return [_Shape(_circle(x, y, radius), "#ffffffc0", edge, 1.2, _DASHES)]
-    gleam = _circle(x - 0.34 * radius, y + 0.36 * radius, 0.26 * radius)
-    shapes = [
-        _Shape(_circle(x, y, radius), color, _mixed(color, "#000000", 0.55), 1.0),
-        _Shape(gleam, _mixed(color, "#ffffff", 0.55)),
-    ]
-    if radius >= _SMALLEST_LABEL:
-        shapes.append(_label(symbol, x, y, min(13.0, 0.85 * radius), _ink_on(color)))
-    return shapes
 
 
 # -- what is around it -----------------------------------------------------------------------------
