@@ -215,7 +215,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(mini, tmp_path, monkeypat
         ({"heads": 5}, "heads=5 is not usable: expected a divisor of width=96"),
         ({"held_out": 0.9}, "held_out=0.9 is not usable"),
         ({"steps": "many"}, "steps='many' is a str: expected a int"),
-        ({"depth": 3}, "setting 'depth' is unknown: expected some of dataset"),
+        ({"dropuot": 0.1}, r"setting 'dropuot' is unknown \(did you mean 'dropout'\?\): expected"),
     ],
 )
 def test_wrong_settings_are_explained(changes, message):
