@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -136,7 +136,7 @@ class OneHotObservations(
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         gym.utils.RecordConstructorArgs.__init__(self)
         super().__init__(env)
-        self._space: Any = env.observation_space
+        self._space = cast("spaces.Dict", env.observation_space)
         n_skeletons, max_sites = _sizes(self._space)
         conditional = "target_gap" in self._space.spaces
         width = n_skeletons + (N_ELEMENTS + 2) * max_sites + 1 + conditional
