@@ -1,6 +1,7 @@
 """Every example runs as its reader would run it: a new process in an empty folder."""
 
 import importlib.util
+import json
 import math
 import os
 import re
@@ -25,7 +26,7 @@ LATER_GYMNASIUM = Path(sys.prefix) / "later-gymnasium"
 
 @pytest.fixture
 def run(tmp_path):
-    """Return a function that runs an example and returns what it prints."""
+    """Return a function that runs an example in an empty folder and returns what it prints."""
 
     def run_example(name, *arguments, path=None):
         folder = tmp_path / "empty"
@@ -213,3 +214,60 @@ def test_the_live_example_calculates_and_remembers(
         assert said.startswith("MgS: ok, reward 9.9")
         assert "band_gap_ev = 3.68" in said
         assert said.endswith(ending)
+
+
+def test_the_notebook_runs_and_its_stored_output_is_what_it_gives(agents, tmp_path, monkeypatch):
+    for package in ("nbclient", "nbformat", "ipykernel"):
+        pytest.importorskip(package)
+    import nbformat
+
+    stored = nbformat.read(EXAMPLES / "story.ipynb", as_version=4)
+    notebook = nbformat.read(EXAMPLES / "story.ipynb", as_version=4)
+    (parameters,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    parameters.source, replaced = re.subn(r"STEPS = \d+", "STEPS = 50", parameters.source)
+    assert replaced == 1
+    # It reads ../docs/results.
+    (tmp_path / "docs").symlink_to(EXAMPLES.parent / "docs")
+    (tmp_path / "examples").mkdir()
+    path = tmp_path / "examples" / "story.ipynb"
+    nbformat.write(notebook, path)
+    for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    command = "from nbclient.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "--inplace", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [file.name for file in path.parent.iterdir()] == [path.name]  # nothing is left behind
+    executed = nbformat.read(path, as_version=4)
+    before, regrets, fillings = tables(executed)[:2], *tables(executed)[2:]
+    assert before == tables(stored)[:2]  # what does not depend on training
+    assert regrets.splitlines()[2] == tables(stored)[2].splitlines()[2]  # random
+    assert len(fillings.splitlines()) == len(tables(stored)[3].splitlines())
+    assert sum("image/png" in output.get("data", {}) for output in outputs(executed)) == 4
+
+
+def test_the_notebook_is_stored_with_small_and_tidy_output():
+    path = EXAMPLES / "story.ipynb"
+    assert path.stat().st_size < 300_000
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    assert all(cell["execution_count"] for cell in cells if cell["cell_type"] == "code")
+    for cell in cells:
+        assert "execution" not in cell["metadata"]  # times
+        for output in cell.get("outputs", ()):
+            assert output.get("name") != "stderr"
+
+
+def outputs(notebook):
+    return [output for cell in notebook.cells for output in cell.get("outputs", ())]
+
+
+def tables(notebook):
+    """Return the tables of a notebook, as Markdown."""
+    found = [output.get("data", {}).get("text/markdown") for output in outputs(notebook)]
+    return [table for table in found if table]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -81,26 +81,33 @@ def one_hot(observation: dict[str, NDArray[Any]], space: spaces.Dict) -> NDArray
         ValueError: If they have another form.
     """
     n_skeletons, max_sites = _sizes(space)
-    tokens = np.eye(N_ELEMENTS + 1, dtype=np.float32)[observation["element_tokens"]]
+    tokens = _unit_rows(observation["element_tokens"], N_ELEMENTS + 1)
     parts = [
-        np.eye(n_skeletons, dtype=np.float32)[observation["skeleton"][..., 0]],
+        _unit_rows(observation["skeleton"][..., 0], n_skeletons),
         tokens.reshape(*tokens.shape[:-2], -1),
-        np.eye(max_sites + 1, dtype=np.float32)[observation["focus"][..., 0]],
+        _unit_rows(observation["focus"][..., 0], max_sites + 1),
     ]
     if "target_gap" in space.spaces:
         parts.append(observation["target_gap"])
     return np.concatenate(parts, axis=-1)
 
 
-def _sizes(space: spaces.Space[Any]) -> tuple[int, int]:
+def _unit_rows(number: NDArray[np.integer], count: int) -> NDArray[np.float32]:
+    """Return rows of ``count`` zeros with a one at each number, ``(..., count)``."""
+    rows = np.zeros((*number.shape, count), dtype=np.float32)
+    np.put_along_axis(rows, number[..., None].astype(np.int64), 1.0, axis=-1)
+    return rows
+
+
+def _sizes(space: Any) -> tuple[int, int]:
     """Return the number of skeletons and the most sites of a compact observation."""
     if not isinstance(space, spaces.Dict) or "skeleton" not in space.spaces:
         raise ValueError(
             f"observations of {space} do not name their skeleton: expected those of "
             "observation='compact'"
         )
-    skeleton: Any = space["skeleton"]
-    return int(skeleton.high[0]) + 1, space["element_tokens"].shape[0]  # type: ignore[index]
+    parts: Any = space.spaces
+    return int(parts["skeleton"].high[0]) + 1, parts["element_tokens"].shape[0]
 
 
 class OneHotObservations(
@@ -129,12 +136,10 @@ class OneHotObservations(
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         gym.utils.RecordConstructorArgs.__init__(self)
         super().__init__(env)
-        n_skeletons, max_sites = _sizes(env.observation_space)
-        assert isinstance(env.observation_space, spaces.Dict)  # _sizes refuses others
-        self._space = env.observation_space
-        width = (
-            n_skeletons + (N_ELEMENTS + 2) * max_sites + 1 + ("target_gap" in self._space.spaces)
-        )
+        self._space = cast("spaces.Dict", env.observation_space)
+        n_skeletons, max_sites = _sizes(self._space)
+        conditional = "target_gap" in self._space.spaces
+        width = n_skeletons + (N_ELEMENTS + 2) * max_sites + 1 + conditional
         self.observation_space = spaces.Box(0.0, np.inf, (width,), np.float32)
 
     def observation(self, observation: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
