@@ -33,10 +33,12 @@ from crystal_gym.testing import (
     check_encoder_factory,
     check_oracle,
     check_reward,
+    fluorite,
     impossible_crystals,
     rocksalt,
     tiny_crystals,
     triclinic,
+    wurtzite,
 )
 
 pytest_plugins = ["espresso_fixtures"]
@@ -339,6 +341,13 @@ def test_what_is_called_the_same_crystal_is(name):
         assert changed.sites != structure.sites
         assert matcher.fit(structure, changed)
         assert changed.volume == pytest.approx(structure.volume)
+
+
+def test_crystals_are_made_of_what_is_asked_for():
+    assert rocksalt("Mg", "O", a=4.2).volume == pytest.approx(4.2**3 / 4)
+    assert rocksalt("Mg", "O").formula == "Mg1 O1"
+    assert wurtzite("Al", "N").formula == "Al2 N2"
+    assert fluorite("Zr", "O").formula == "Zr1 O2"
 
 
 def test_rotation_turns_the_vectors():

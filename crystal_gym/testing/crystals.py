@@ -53,7 +53,7 @@ def rocksalt(cation: str = "Na", anion: str = "Cl", a: float = 5.64) -> Structur
     from pymatgen.core import Lattice, Structure
 
     sites = [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]
-    cubic = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), [cation, anion], sites)
+    cubic = Structure.from_spacegroup("Fm-3m", Lattice.cubic(a), [cation, anion], sites)
     return cubic.get_primitive_structure()
 
 
