@@ -19,8 +19,12 @@ import structlog
 from d3rlpy import algos
 from d3rlpy.logging import NoopAdapterFactory
 
-from crystal_gym.agents import CrystalCQLConfig, GreedyPolicy, MEGNetEncoderFactory
-from crystal_gym.agents import TransformerPolicy as HistoryPolicy
+from crystal_gym.agents import (
+    CrystalCQLConfig,
+    GreedyPolicy,
+    MEGNetEncoderFactory,
+    TransformerPolicy,
+)
 from crystal_gym.datasets import build_mini, load_d3rlpy
 from crystal_gym.evaluation import Task, rollout
 from crystal_gym.evaluation.metrics import accuracy, validity
@@ -61,7 +65,7 @@ def main(steps: int = 200) -> None:
         buffer = load_d3rlpy(training, target_gap="uniform")
         algorithm.fit(buffer, n_steps=steps, n_steps_per_epoch=steps, **SILENT)
         took = time.process_time() - begun
-        policy = HistoryPolicy(algorithm, 10.0) if looks_back else GreedyPolicy(algorithm)
+        policy = TransformerPolicy(algorithm, 10.0) if looks_back else GreedyPolicy(algorithm)
         tokens = rollout(policy, held_out, target_gap=3.0)
         right, valid = accuracy(tokens, held_out.reference), validity(tokens)
         print(f"{name:20s} {took:5.1f} s   accuracy {right:6.1%}   valid {valid:6.1%}")
