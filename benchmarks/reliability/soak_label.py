@@ -20,15 +20,18 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from stubbed import Stub, cached_oracle, make_crystals, make_stub
 
+from crystal_gym.crystal_key import cell_key
 from crystal_gym.labelling import label
 from crystal_gym.oracles import Status
 
 _SECONDS = 0.05  # a calculation
 _ROUND = 16  # structures
 _WORKERS = 2
-_WARM_UP = 0.3  # of the time: caches fill, of which the last ends at 4096 lattices
+_WARM_UP = 0.3  # of the time
+_LATTICES = 4096  # that the longest cache holds, which would fill for an hour on a busy machine
 # Workers remember the databases of their last eight rounds.
 _WARM_UP_ROUNDS = 8
 _LEAST_ROUNDS = 5  # after it
@@ -60,13 +63,20 @@ _HEADER = " minutes  structures  memory MB  workers (MB)  descriptors  processes
 def soak(folder: Path, seconds: float) -> Iterator[Sample]:
     """Label until the time is up, and yield what is held after each round."""
     stub = make_stub(folder, _SECONDS)
+    fill_cache()
     start, structures = time.monotonic(), 0
-    with ProcessPoolExecutor(_WORKERS) as pool:
+    with ProcessPoolExecutor(_WORKERS, initializer=fill_cache) as pool:
         while time.monotonic() - start < seconds:
             label_round(folder, pool, structures)
             structures += _ROUND
             minutes = (time.monotonic() - start) / 60
             yield take_sample(minutes, structures, sorted(pool._processes), stub)
+
+
+def fill_cache() -> None:
+    """Let this process remember as many lattices as it ever will."""
+    for n in range(_LATTICES):
+        cell_key(np.diag([2.0 + 0.001 * n, 9.0, 9.0]), np.zeros((1, 3)), np.ones(1, dtype=np.int64))
 
 
 def label_round(folder: Path, pool: ProcessPoolExecutor, first: int) -> None:
