@@ -62,6 +62,7 @@ def examine(pseudopotentials: Path | str | None = None, pw: str = "pw.x") -> Ite
 _PURPOSES = {
     "agents": "training, policies, the surrogate",
     "report": "report pages and pictures",
+    "render": "pictures and films of episodes",
     "relax": "design --relax",
     "cluster": "--executor dask://...",
     "postgresql": "results in PostgreSQL",
