@@ -242,12 +242,13 @@ class EspressoOracle:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         result = read_output(said, finished.returncode, timed_out=finished.timed_out)
-        if result.version is not None and result.version != self.version:
+        expected = vars(self).get("version", result.version)  # of whoever stores results under it
+        if result.version is not None and result.version != expected:
             shutil.rmtree(folder, ignore_errors=True)
             return Properties(  # such as a worker of a cluster that has another installation
                 status=Status.CONFIGURATION,
                 provenance=f"{self.pw} on {socket.gethostname()} is version {result.version}, not "
-                f"{self.version} under which the result would be stored: install the same version "
+                f"{expected} under which the result would be stored: install the same version "
                 "everywhere, or label again with each",
             )
         details = _details(result, electrons, n_bands)
