@@ -38,6 +38,9 @@ class CrystalRow:
 def read_cdvae_csv(path: Path | str) -> tuple[list[CrystalRow], dict[int, str]]:
     """Read a CSV file, plain or gzipped.
 
+    Args:
+        path: The file, with a column ``cif`` and, if rows have ids, ``material_id``.
+
     Returns:
         The rows, and for every row without a usable CIF its position with the reason. Whether the
         CIF itself is sound shows when it is parsed.

@@ -74,11 +74,15 @@ class ChargeNeutralMask:
         self._charges_of_new = lru_cache(maxsize=100_000)(self._charges_of_any_new)
 
     def __call__(self, tokens: Iterable[int], at_once: int = 1) -> NDArray[np.int8]:
-        """Return the mask of the next site, int8 ``(88,)``; all 0 if nothing can save the crystal.
+        """Return the mask of the next site.
 
         Args:
             tokens: One entry a site, 0 where it is empty.
             at_once: How many empty sites the next element goes on.
+
+        Returns:
+            int8 ``(88,)``, read-only, 1 where an element may come; all 0 if nothing can save the
+            crystal.
 
         Raises:
             ValueError: If fewer sites are empty, or there are more than 256.
@@ -97,7 +101,11 @@ class ChargeNeutralMask:
 
         Args:
             tokens: As for a call; at least one site has to be empty.
-            token: The element.
+            token: The element, 1 to 88.
+
+        Returns:
+            Whether a valid crystal is within reach after it; False also where no site is empty or
+            the element may not be chosen.
         """
         counts = Counter(int(t) for t in tokens)
         empty = counts.pop(EMPTY, 0)
@@ -111,12 +119,15 @@ class ChargeNeutralMask:
         n_sites: Sequence[int] | NDArray[np.integer],
         at_once: Sequence[int] | NDArray[np.integer] | None = None,
     ) -> NDArray[np.int8]:
-        """Return the masks of many partial fillings, int8 ``(B, 88)``.
+        """Return the masks of many partial fillings.
 
         Args:
             tokens: ``(B, max_sites)``, 0 where a site is empty and beyond the last one.
             n_sites: Sites of each, ``(B,)``.
             at_once: How many empty sites the next element of each goes on, ``(B,)``; 1 by default.
+
+        Returns:
+            int8 ``(B, 88)``, each row as from a call.
         """
         numbers = np.ones(len(tokens), int) if at_once is None else np.asarray(at_once)
         rows = zip(tokens, n_sites, numbers.tolist(), strict=True)

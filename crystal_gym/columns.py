@@ -93,6 +93,11 @@ def require_range_of_runs(
 def require_starts(name: str, starts: NDArray[np.integer], end: int) -> None:
     """Refuse starts of runs that do not go from 0 to ``end`` without a step back.
 
+    Args:
+        name: Of the column, for the error.
+        starts: First entry of every run, and the end of the last one, ``(R + 1,)``.
+        end: Entries of all runs together.
+
     Raises:
         ValueError: If they do not.
     """

@@ -23,7 +23,14 @@ _GRID = 20_000
 
 
 def structure_key(structure: Structure) -> str:
-    """Return the name of a crystal, 32 hex digits.
+    """Return the name of a crystal.
+
+    Args:
+        structure: An ordered crystal; the choice of lattice vectors, origin and site order makes
+            no difference.
+
+    Returns:
+        32 hex digits (:func:`cell_key`).
 
     Raises:
         ValueError: If it is no usable crystal (:func:`crystal_gym.structures.cell_from_structure`).
@@ -35,7 +42,7 @@ def structure_key(structure: Structure) -> str:
 def cell_key(
     lattice: NDArray[np.float64], frac_coords: NDArray[np.float64], tokens: NDArray[np.integer]
 ) -> str:
-    """Return the name of a crystal in a Niggli-reduced cell, 32 hex digits.
+    """Return the name of a crystal in a Niggli-reduced cell.
 
     Of all ways to write the crystal in that lattice (every change of the vectors that keeps their
     lengths and angles, every origin on a site of the rarest element) the one that sorts first is
@@ -46,6 +53,9 @@ def cell_key(
         lattice: Row vectors, Å, ``(3, 3)``, Niggli-reduced.
         frac_coords: ``(n_sites, 3)``.
         tokens: Elements, 1 to 88, ``(n_sites,)``.
+
+    Returns:
+        32 hex digits.
     """
     tokens = np.asarray(tokens, dtype=np.int64)
     counts = np.bincount(tokens)

@@ -180,6 +180,10 @@ class DesignProblem:
             structure: pymatgen Structure or ASE Atoms. The dummy species X is an empty site.
             name: Defaults to the reduced formula.
 
+        Returns:
+            The crystal as a Structure and its skeleton, a set of one that is registered in this
+            process.
+
         Raises:
             TypeError: If it is neither.
             ValueError: If it is no ordered crystal of at most 60 sites.
@@ -227,7 +231,14 @@ class DesignProblem:
         return skeleton.permutations[same].min(axis=0).astype(np.int64)
 
     def kept(self, keep: Sequence[str | int]) -> NDArray[np.int16]:
-        """Return the tokens of sites that stay, 0 elsewhere, in the skeleton's numbering.
+        """Return the tokens of sites that stay.
+
+        Args:
+            keep: Elements of the source by symbol, or numbers of its sites from 1 in the order of
+                the file, as int or as digits.
+
+        Returns:
+            int16 ``(n_sites,)`` in the skeleton's numbering, 0 where a site is to be filled.
 
         Raises:
             ValueError: If the crystal has no such element or site, or nothing is left to fill.
@@ -298,7 +309,7 @@ def design(
     *,
     conditional: bool = True,
 ) -> list[Candidate]:
-    """Return the best candidates, the best first; no two are the same crystal.
+    """Return the best candidates; no two are the same crystal.
 
     Args:
         problem: The skeleton.
@@ -307,6 +318,9 @@ def design(
         oracle: Predicts.
         known: Reduced formulas of the policy's training data.
         conditional: Whether the policy takes a target; the rank has one either way.
+
+    Returns:
+        At most ``settings.count``, the best first by ``settings.rank``.
 
     Raises:
         ValueError: If the settings leave nothing that could be proposed.

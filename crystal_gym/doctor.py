@@ -41,11 +41,15 @@ class Finding(NamedTuple):
 
 
 def examine(pseudopotentials: Path | str | None = None, pw: str = "pw.x") -> Iterator[Finding]:
-    """Yield findings, the quick ones first; the last one runs pw.x for about a second.
+    """Yield findings, the quick ones first; a run of pw.x then takes about a second.
 
     Args:
         pseudopotentials: Folder of UPF files; defaults to the usual one.
         pw: The executable.
+
+    Yields:
+        Findings on packages, pw.x, mpirun where it is missing, pseudopotentials, a calculation of
+        silicon where pw.x and its files are there, and the cache.
     """
     yield from _packages()
     pw_finding = _pw(pw)

@@ -82,10 +82,13 @@ EMBEDDING: NDArray[np.float32] = _scaled(_table())
 
 
 def embed(actions: ArrayLike) -> NDArray[np.float32]:
-    """Return the points of elements, float32 ``(B, 5)``.
+    """Return the points of elements.
 
     Args:
         actions: Positions in :data:`crystal_gym.elements.ELEMENTS`, integers ``(B,)``.
+
+    Returns:
+        float32 ``(B, 5)``, columns :data:`EMBEDDING_COLUMNS`.
 
     Raises:
         ValueError: If one is no action.

@@ -104,7 +104,13 @@ ELEMENT_CLASS: NDArray[np.int64] = np.array(
 
 
 def symbol_to_token(symbol: str) -> int:
-    """Return the token (1 to 88) of an element symbol.
+    """Return the token of an element.
+
+    Args:
+        symbol: With a capital: ``"Fe"``, not ``"fe"``.
+
+    Returns:
+        1 to 88: the place in :data:`ELEMENTS`, counted from 1.
 
     Raises:
         ValueError: If the element is not one of the 88, naming close matches.
@@ -126,7 +132,13 @@ def tokens_to_symbols(tokens: Iterable[int]) -> list[str | None]:
 
 
 def element_mask(elements: Sequence[str] | None) -> NDArray[np.int8]:
-    """Return the action mask, shape ``(88,)``, that allows ``elements`` (``None``: all).
+    """Return the action mask that allows some elements.
+
+    Args:
+        elements: Symbols; None allows all 88.
+
+    Returns:
+        int8 ``(88,)``, 1 where an element is allowed.
 
     Raises:
         TypeError: If ``elements`` is one string instead of a sequence of symbols.
@@ -148,11 +160,14 @@ def element_mask(elements: Sequence[str] | None) -> NDArray[np.int8]:
 
 
 def mask_rows(action_mask: NDArray[np.integer], n_rows: int) -> NDArray[np.bool_]:
-    """Return which actions are allowed for each of some observations, bool ``(n_rows, 88)``.
+    """Return which actions are allowed for each of some observations.
 
     Args:
         action_mask: 1 where an action is allowed, ``(n_rows, 88)``, or ``(88,)`` for all rows.
         n_rows: Number of observations.
+
+    Returns:
+        bool ``(n_rows, 88)``, read-only.
 
     Raises:
         ValueError: If the shape does not fit or a row allows nothing.

@@ -230,7 +230,13 @@ _PREDICTIONS_A_SECOND = 400  # on one core, docs/benchmarks.md
 
 
 def write_report(folder: Path | str) -> Path:
-    """Write ``report.html`` of an evaluation from the files in its folder; return its path.
+    """Write ``report.html`` of an evaluation from the files in its folder.
+
+    Args:
+        folder: Of the evaluation: ``results.json``, ``crystals.npz`` and ``designs/``.
+
+    Returns:
+        Path of the report, in the same folder.
 
     Raises:
         FileNotFoundError: If the folder holds no finished evaluation.

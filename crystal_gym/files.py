@@ -122,6 +122,12 @@ class Bounded(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Read the next bytes.
 
+        Args:
+            buffer: Written over from its start; its length is the most that is read at once.
+
+        Returns:
+            How many bytes were read; 0 at the end of the stream.
+
         Raises:
             ValueError: If they are more than were allowed.
         """
@@ -148,6 +154,9 @@ def open_file(path: Path | str, at_most: int) -> Iterator[io.BufferedReader[Any]
         path: The file.
         at_most: Bytes it may hold, expanded.
 
+    Yields:
+        A buffered stream of its bytes, expanded, which the end of the block closes.
+
     Raises:
         FileNotFoundError: If it is not there.
         ValueError: If it is a folder, a pipe or a device, which may never end; while reading, if
@@ -165,6 +174,14 @@ def open_file(path: Path | str, at_most: int) -> Iterator[io.BufferedReader[Any]
 
 def read_text(path: Path | str, at_most: int, errors: str = "strict") -> str:
     """Return the text of a file in UTF-8, expanded if it is gzipped.
+
+    Args:
+        path: The file.
+        at_most: Bytes it may hold, expanded.
+        errors: What to do about bytes that are no UTF-8, as for :meth:`bytes.decode`.
+
+    Returns:
+        All of it, line ends as they are.
 
     Raises:
         FileNotFoundError: If it is not there.
@@ -189,6 +206,13 @@ def first_line(error: BaseException) -> str:
 def read_json(path: Path | str, at_most: int = _MOST_JSON) -> Any:
     """Return what a JSON file holds.
 
+    Args:
+        path: The file, plain or gzipped.
+        at_most: Bytes it may hold, expanded.
+
+    Returns:
+        Dicts, lists, strings, numbers, booleans and None.
+
     Raises:
         FileNotFoundError: If it is not there.
         ValueError: If it is no JSON, nested too deeply or too large.
@@ -201,6 +225,10 @@ def read_json(path: Path | str, at_most: int = _MOST_JSON) -> Any:
 
 def require_plain_zip(path: Path | str, at_most: int = _MOST_ARRAY_BYTES) -> None:
     """Refuse what is no zip archive, or one that expands to too much.
+
+    Args:
+        path: The file.
+        at_most: Bytes that all its members together may take, expanded.
 
     Raises:
         FileNotFoundError: If it is not there.
@@ -318,6 +346,12 @@ def open_npz(path: Path | str) -> Iterator[Mapping[str, NDArray[Any]]]:
     takes back as it needs to, and processes share it. They stay usable after the block, and after
     the file has been replaced.
 
+    Args:
+        path: The file.
+
+    Yields:
+        Arrays by name, each read or mapped when it is asked for.
+
     Raises:
         FileNotFoundError: If it is not there.
         ValueError: If it is no ``.npz`` file, or its arrays take too much memory; while reading,
@@ -371,6 +405,13 @@ def save_npz(path: Path | str, **arrays: ArrayLike | Pieces) -> None:
 
 def room_for(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     """Return an array to be filled; a large one lies in a temporary file that goes with it.
+
+    Args:
+        shape: Of the array.
+        dtype: Of its entries.
+
+    Returns:
+        An array with undefined values, in a file from 32 MB on.
 
     Raises:
         OSError: If there is no room for the file.

@@ -118,6 +118,10 @@ def symmetry_permutations(
 ) -> tuple[NDArray[np.int16], int]:
     """Return the site permutations of the bare skeleton and its space group number.
 
+    Args:
+        lattice: Row vectors in Å, ``(3, 3)``.
+        frac_coords: ``(n_sites, 3)``.
+
     Returns:
         Distinct permutations, int16 ``(n_operations, n_sites)``, identity first, such that
         ``tokens[permutation]`` is the same crystal as ``tokens``; and the number, 1 to 230.
@@ -161,6 +165,9 @@ def analyse_geometry(lattice: NDArray[np.float64], frac_coords: NDArray[np.float
         lattice: Row vectors in Å, ``(3, 3)``, Niggli-reduced.
         frac_coords: ``(n_sites, 3)``.
 
+    Returns:
+        Arrays as :class:`Geometry` lists them, sites numbered as in ``frac_coords``.
+
     Raises:
         ValueError: If neither can be found, as for overlapping sites.
     """
@@ -176,11 +183,14 @@ def analyse_geometry(lattice: NDArray[np.float64], frac_coords: NDArray[np.float
 
 
 def adjacency(edge_index: NDArray[np.integer], n_sites: int) -> list[list[int]]:
-    """Return the neighbours of every site, ascending, each named once and never itself.
+    """Return the neighbours of every site, each named once and never itself.
 
     Args:
         edge_index: Source and target of every directed edge, ``(2, n_edges)``.
         n_sites: Sites of the cell.
+
+    Returns:
+        ``n_sites`` lists, ascending.
     """
     neighbours: list[set[int]] = [set() for _ in range(n_sites)]
     for source, target in edge_index.T.tolist():
@@ -192,13 +202,16 @@ def adjacency(edge_index: NDArray[np.integer], n_sites: int) -> list[list[int]]:
 def breadth_first_order(
     neighbours: list[list[int]], start: int, rank: ArrayLike | None = None
 ) -> NDArray[np.int64]:
-    """Return a breadth-first order of *all* sites, shape ``(n_sites,)``.
+    """Return a breadth-first order of *all* sites.
 
     Args:
         neighbours: Adjacency lists (:func:`adjacency`).
         start: First site.
         rank: Precedence of the sites, shape ``(n_sites,)``: neighbours are visited, and the next
             disconnected part is entered, in ascending rank. Defaults to the site numbers.
+
+    Returns:
+        Site numbers as they are visited, int64 ``(n_sites,)``.
 
     Raises:
         ValueError: If ``start`` is not a site.

@@ -20,6 +20,9 @@ def noted_interrupts(*others: signal.Signals) -> Iterator[threading.Event]:
 
     Args:
         others: Signals that are to count like Ctrl-C.
+
+    Yields:
+        The event, set once a signal has come; outside of the main thread none is noted.
     """
     event = threading.Event()
     before: dict[signal.Signals, Any] = {}

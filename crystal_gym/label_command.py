@@ -144,6 +144,13 @@ def label_as_told(
 def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
     """Return the settings in ``NAME=VALUE`` words.
 
+    Args:
+        changes: Of ``--set``; a value is a number, or several with commas between.
+
+    Returns:
+        Values by name: an int or float; a tuple of them where there are several, and always for
+        ``magnetizations``, ``k_mesh`` and ``k_offset``.
+
     Raises:
         ValueError: If a word is not of that form, or its value is no number.
     """
@@ -200,6 +207,9 @@ def read_fillings(skeletons: Any, path: Path | str) -> Iterator[tuple[str, Struc
         skeletons: As for ``gym.make(skeletons=...)``.
         path: CSV with the columns ``skeleton`` (name or number) and ``elements`` (symbols
             separated by blanks, one for each site in the skeleton's numbering).
+
+    Yields:
+        Name (``skeleton:Na-Cl``) and structure, in the order of the rows.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -15,6 +15,9 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     Args:
         package: Its ``__name__``.
         homes: Module of the package by the name that lives there.
+
+    Returns:
+        What imports and returns a name of ``homes``, and raises AttributeError for any other.
     """
 
     def get(name: str) -> Any:

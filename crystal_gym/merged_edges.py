@@ -68,6 +68,9 @@ class MergedEdges:
             edge_ptr: First directed edge, ``(S + 1,)``.
             edge_index: Site numbers within the skeleton, ``(2, all edges)``.
             edge_length: Å, ``(all edges,)``.
+
+        Returns:
+            Edges of the same ends and length as one bond, with their number as its weight.
         """
         count = len(edge_ptr) - 1
         owner = np.repeat(np.arange(count), np.diff(edge_ptr))

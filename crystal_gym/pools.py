@@ -19,6 +19,9 @@ def process_pool(workers: int | None = None) -> ProcessPoolExecutor:
 
     Args:
         workers: Processes; defaults to the cores at hand.
+
+    Returns:
+        A pool that the caller has to shut down.
     """
     return ProcessPoolExecutor(
         workers or cores(), initializer=_start_worker, initargs=(os.getpid(),)

@@ -33,11 +33,15 @@ class Reward(Protocol):
     """A terminal reward."""
 
     def __call__(self, properties: Properties, target_gap: float | None) -> float | None:
-        """Return the reward, None if a property it needs is unknown.
+        """Return the reward of a crystal.
 
         Args:
             properties: What the oracle answered.
             target_gap: eV, None for the unconditional task.
+
+        Returns:
+            A number without a unit, more for a better crystal; None if a property it needs is
+            unknown.
         """
 
 
@@ -181,6 +185,12 @@ REWARDS: dict[str, BuiltInReward] = {
 
 def make_reward(reward: str | Reward) -> Reward:
     """Return the reward of that name, or the callable itself.
+
+    Args:
+        reward: A key of :data:`REWARDS`, or a callable ``(properties, target_gap) -> float``.
+
+    Returns:
+        A callable that takes the oracle's answer and a target (eV, or None).
 
     Raises:
         ValueError: If the name is unknown.

@@ -55,6 +55,10 @@ def lay_out(
         frac_coords: ``(n_sites, 3)``.
         edges: ``edge_index`` ``(2, n_edges)`` and ``edge_image`` ``(n_edges, 3)`` of a graph whose
             bonds are drawn; without one, bonds are judged by distance.
+
+    Returns:
+        Balls of all sites, moved into the cell, and of their copies on its faces, with sticks and
+        the edges of the cell.
     """
     matrix, places = np.asarray(lattice, float), np.asarray(frac_coords, float)
     inside = places % 1.0

@@ -68,6 +68,12 @@ def bundled_dir(name: str) -> Path:
 def dataset_dir(dataset_id: str) -> Path:
     """Return the folder in which a local Minari dataset keeps its data.
 
+    Args:
+        dataset_id: With its version, such as ``crystal-mine-v0``.
+
+    Returns:
+        Its path, whether or not the dataset is there.
+
     Raises:
         ValueError: If the id is not of Minari's form, and so might lead out of its folder.
     """
@@ -107,6 +113,12 @@ def is_named_set(source: Any) -> bool:
 def set_dir(name: str) -> Path:
     """Return the folder with ``skeletons.npz`` and ``table.npz`` of a named set.
 
+    Args:
+        name: Of a bundled or built set, or the id of a local dataset with skeletons.
+
+    Returns:
+        In the package, the cache or Minari's folder.
+
     Raises:
         ValueError: If the set is not built on this machine.
     """
@@ -132,6 +144,10 @@ def load_skeletons(source: Any) -> SkeletonSet:
         source: A name (``"mini"``, ``"tabular"``, ``"mp20"``, ``"mp20-val"``, ...), a path to
             structures or to a ``skeletons.npz``, a :class:`SkeletonSet`, one Structure or Atoms,
             or a sequence.
+
+    Returns:
+        The set itself where one was given; for a name or a ``.npz`` file one that all calls in
+        this process share; else a new one, with a graph for each structure.
 
     Raises:
         ValueError: If the name is unknown, the set not built, or a structure unusable.

@@ -173,12 +173,15 @@ class Skeleton:
 def filled_structure(
     lattice: NDArray[np.float64], frac_coords: NDArray[np.float64], tokens: NDArray[np.integer]
 ) -> Structure:
-    """Return a pymatgen Structure.
+    """Return the pymatgen Structure of a filling.
 
     Args:
         lattice: Row vectors in Å, ``(3, 3)``.
         frac_coords: ``(n_sites, 3)``.
         tokens: ``(n_sites,)``; 0 becomes the dummy species X.
+
+    Returns:
+        A structure with its sites in the order of ``frac_coords``.
     """
     from pymatgen.core import DummySpecies, Structure
 
@@ -225,6 +228,13 @@ class SkeletonSet(Sequence[Skeleton]):
     @classmethod
     def from_cells(cls, cells: Sequence[Cell], geometries: Sequence[Geometry]) -> SkeletonSet:
         """Lay cells and their geometries end to end.
+
+        Args:
+            cells: One or more; they keep their numbering.
+            geometries: One for each cell, with its numbering.
+
+        Returns:
+            The set, in the order of the cells.
 
         Raises:
             ValueError: If there are no cells.
@@ -387,6 +397,12 @@ class SkeletonSet(Sequence[Skeleton]):
     def of_columns(cls, columns: Mapping[str, NDArray[Any]]) -> SkeletonSet:
         """Return the set of which these are the :meth:`columns`.
 
+        Args:
+            columns: Arrays by name; further ones are ignored.
+
+        Returns:
+            The set as it is: only :meth:`load` checks it.
+
         Raises:
             KeyError: If one is missing. Merged edges may be: earlier releases wrote none.
         """
@@ -404,6 +420,12 @@ class SkeletonSet(Sequence[Skeleton]):
     @classmethod
     def load(cls, path: Path | str) -> SkeletonSet:
         """Read a set.
+
+        Args:
+            path: Of a file that :meth:`save` wrote.
+
+        Returns:
+            The set, checked; arrays of a large file are mapped.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -485,6 +507,12 @@ _REGISTERED: dict[int, SkeletonSet] = {}
 
 def registered_set(table_id: int) -> SkeletonSet:
     """Return the set whose rows carry ``table_id``.
+
+    Args:
+        table_id: Of the set (:attr:`SkeletonSet.table_id`).
+
+    Returns:
+        The first set that this process registered under it.
 
     Raises:
         KeyError: If this process has not loaded that set.

@@ -88,6 +88,9 @@ def cell_from_structure(structure: Any, name: str | None = None) -> Cell:
         structure: pymatgen Structure or ASE Atoms. The dummy species X stands for an empty site.
         name: Name of the skeleton; defaults to the reduced formula.
 
+    Returns:
+        Sites carry their elements, and their positions in ``structure``.
+
     Raises:
         TypeError: If it is neither a Structure nor Atoms.
         ValueError: If it has no sites, is not periodic, is disordered, has overlapping or
@@ -157,6 +160,12 @@ def _cells_within_reach(lattice: np.ndarray) -> float:
 def to_structure(structure: Any) -> Structure:
     """Return a pymatgen Structure for a Structure or ASE Atoms.
 
+    Args:
+        structure: Of a crystal; coordinates of Atoms are in Å.
+
+    Returns:
+        A Structure as it is; a new one for Atoms, sites in their order.
+
     Raises:
         TypeError: If it is neither.
         ValueError: If the Atoms are not periodic in all three directions or not finite.
@@ -216,6 +225,12 @@ def _shortest_distance(lattice: np.ndarray, frac_coords: np.ndarray) -> float:
 
 def parse_cif(text: str) -> Structure:
     """Return the structure in a CIF, its sites as listed.
+
+    Args:
+        text: Of the file, at most 1,000,000 characters.
+
+    Returns:
+        The first in it, in the cell as written.
 
     Raises:
         ValueError: If pymatgen cannot read it, or would take long to.
@@ -397,6 +412,13 @@ def read_structures(path: Path | str) -> Iterator[tuple[str, Any]]:
     (``.csv``), or a folder of these, in the order of their names. All but databases may be gzipped.
     Frames and rows are read as they are asked for; what a file says of one beside its sites is in
     ``Atoms.info``.
+
+    Args:
+        path: A file, or a folder of them.
+
+    Yields:
+        Name and Structure (CIF, POSCAR, CSV) or Atoms; the name is a CSV row's id, or that of the
+        file without its ending, with a number from 0 if it holds several.
 
     Raises:
         FileNotFoundError: If there is nothing at ``path``.

@@ -19,6 +19,9 @@ def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
         colour: ``bold``, ``dim``, ``green``, ``red`` or ``yellow``.
         stream: Where it will be printed (standard output). A pipe, a file, ``NO_COLOR`` (with any
             value but an empty one) and ``TERM=dumb`` get the text as it is.
+
+    Returns:
+        The text between ANSI codes, or as it is.
     """
     stream = sys.stdout if stream is None else stream
     plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"

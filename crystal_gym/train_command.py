@@ -18,6 +18,9 @@ __all__ = ["train_as_told"]
 def train_as_told(options: argparse.Namespace) -> str | None:
     """Train what the command line names; return what to print at the end.
 
+    Args:
+        options: What was parsed for ``train`` (:mod:`crystal_gym.arguments`).
+
     Returns:
         The text, or None in all processes of ``torchrun`` but the first.
     """

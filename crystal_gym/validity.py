@@ -43,6 +43,9 @@ def smact_valid(counts: Mapping[str, int], states: str = "smact14") -> bool:
         counts: Atoms of each element, by symbol.
         states: One of :data:`STATE_SETS`.
 
+    Returns:
+        True if it passes; only the ratio of the counts matters.
+
     Raises:
         ValueError: If there are no atoms, or no such set.
     """
@@ -71,7 +74,7 @@ def _valid(composition: tuple[tuple[str, int], ...], states: str) -> bool:
 
 
 def charge_assignment(counts: Mapping[str, int]) -> dict[str, int] | None:
-    """Return one oxidation state an element that makes a composition valid, None if it is not.
+    """Return one oxidation state an element that makes a composition valid.
 
     Of several assignments that pass the test it is the one with most atoms in a state that is
     common for their element (pymatgen's ``common_oxidation_states``), then the one of the smallest
@@ -79,6 +82,9 @@ def charge_assignment(counts: Mapping[str, int]) -> dict[str, int] | None:
 
     Args:
         counts: Atoms of each element, by symbol.
+
+    Returns:
+        States by symbol; None if the composition is not valid (smact14).
 
     Raises:
         ValueError: If there are no atoms.
