@@ -352,7 +352,7 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
             target: eV, None for the unconditional task.
 
         Returns:
-            The reward, ``failure_reward`` where there is none; and ``"ok"``, or what was missing.
+            The reward, ``failure_reward`` where there is none; and ``"ok"``, or why there is none.
 
         Raises:
             TypeError: If a reward function of the user's returns no number.
@@ -506,7 +506,7 @@ def make_oracle(oracle: Any, skeletons: Any = "mini") -> Oracle:
         skeletons: The ``skeletons`` argument beside it.
 
     Returns:
-        The object itself where ``oracle`` is one.
+        A new oracle; or ``oracle`` itself where it is one.
 
     Raises:
         ValueError: If the name is unknown.

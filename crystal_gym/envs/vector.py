@@ -131,8 +131,8 @@ class CrystalFillVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             actions: Numbers of elements, 0 to 87, ``(num_envs,)``.
 
         Returns:
-            The observations; the rewards, which episodes ended and which were cut short (none), each
-            ``(num_envs,)``; and the infos.
+            The observations; the rewards, which episodes ended and which were cut short (none),
+            each ``(num_envs,)``; and the infos.
 
         Raises:
             TypeError: If actions are no whole numbers.
