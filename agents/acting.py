@@ -142,6 +142,14 @@ def nearest(points: Tensor, allowed: Tensor, scaler: Any) -> Tensor:
 def chooser_of(source: Algorithm | nn.Module) -> Any:
     """Return how a trained d3rlpy algorithm, or a network, chooses an element.
 
+    Args:
+        source: A d3rlpy algorithm, trained or built, or a network with an output for each of the
+            88 elements.
+
+    Returns:
+        A module that takes inputs ``x`` and allowed actions, bool ``(B, 88)``, and returns actions,
+        int64 ``(B,)``; its ``stored`` holds the weights to save.
+
     Raises:
         TypeError: If it is neither, or needs the history of an episode.
         ValueError: If it has no network yet, or one for other actions.
@@ -175,6 +183,9 @@ def chooser_of(source: Algorithm | nn.Module) -> Any:
 def require_built(algorithm: Algorithm) -> None:
     """Refuse an algorithm that has no network, or one for other actions.
 
+    Args:
+        algorithm: Of d3rlpy, for the 88 elements or for points of the element embedding.
+
     Raises:
         ValueError: Saying which.
     """
@@ -199,7 +210,15 @@ def require_built(algorithm: Algorithm) -> None:
 
 
 def allowed_actions(action_mask: NDArray[np.int8] | None, n_rows: int) -> Tensor:
-    """Return a mask (None: all elements) as bool ``(n_rows, 88)``.
+    """Return a mask as a tensor with a row for every observation.
+
+    Args:
+        action_mask: 1 where an action is allowed, ``(n_rows, 88)`` or ``(88,)`` for all rows; None
+            allows every action.
+        n_rows: Observations to choose for.
+
+    Returns:
+        bool ``(n_rows, 88)``, on the CPU.
 
     Raises:
         ValueError: If its shape does not fit or it allows nothing in a row.
@@ -210,6 +229,12 @@ def allowed_actions(action_mask: NDArray[np.int8] | None, n_rows: int) -> Tensor
 
 def as_rows(observations: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return observations as contiguous float32 rows.
+
+    Args:
+        observations: Compact or packed rows, ``(B, D)``.
+
+    Returns:
+        ``(B, D)``; the same array where it is such rows already.
 
     Raises:
         ValueError: If they are no rows ``(B, D)``, stand for no state, or belong to a skeleton set

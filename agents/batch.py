@@ -111,6 +111,9 @@ def rows_to_batch(rows: Tensor) -> GraphBatch:
     Args:
         rows: Compact or packed rows, float32 ``(B, D)``, all of one kind and one table.
 
+    Returns:
+        A crystal for every row, in the order of the rows.
+
     Raises:
         KeyError: If the skeleton set of compact rows is not in memory.
         ValueError: If rows of different tables, or compact and packed rows, are mixed.

@@ -373,6 +373,9 @@ def mlp(x: Tensor, *parameters: Tensor) -> Tensor:
     Args:
         x: ``(M, n_in)``.
         parameters: Weight ``(n_out, n_in)`` and bias ``(n_out,)`` of every layer in turn.
+
+    Returns:
+        ``(M, n_out)``, of the last layer.
     """
     # Inside a Function gradients look switched off; ask here whether layers must be remembered.
     return _MLP.apply(torch.is_grad_enabled(), x, None, None, None, 0, *parameters)[0]
@@ -393,6 +396,9 @@ def edge_mlp(
         pairs: Which rows of ``ends`` belong to an edge.
         pairs_at: Number of the layer to which they are added.
         parameters: Weight and bias of every layer in turn.
+
+    Returns:
+        What the layers give, and its sum with ``skip``, each ``(E, n_out)``.
     """
     return _MLP.apply(torch.is_grad_enabled(), edges, skip, ends, pairs, pairs_at, *parameters)
 
@@ -405,6 +411,9 @@ def segment_sum(x: Tensor, start: Tensor, number: Tensor, weight: Tensor | None 
         start: First row of every segment, int64 ``(S + 1,)``.
         number: Segment of every row, int64 ``(M,)``.
         weight: ``(M,)``, not differentiated.
+
+    Returns:
+        ``(S, n)``, a row for every segment.
     """
     return _SegmentSum.apply(x, start, number, weight)
 
@@ -416,6 +425,9 @@ def bag_sum(x: Tensor, bags: Bags, inverse: Bags) -> Tensor:
         x: ``(K, n)``.
         bags: Rows of ``x`` in every bag.
         inverse: Bags that hold every row of ``x``, with the same weights.
+
+    Returns:
+        ``(S, n)``, a row for every bag; an empty bag sums to 0.
     """
     return _BagSum.apply(x, bags, inverse)
 
@@ -428,6 +440,9 @@ def spread(x: Tensor, start: Tensor, number: Tensor, members: Tensor | None = No
         start: First entry of every segment, int64 ``(S + 1,)``.
         number: Segment of every entry, int64 ``(M,)``.
         members: Entries sorted by segment, int64 ``(M,)``; None where they are.
+
+    Returns:
+        ``(M, n)``.
     """
     return _Spread.apply(x, start, number, members)
 
@@ -443,5 +458,8 @@ def attention_pool(
         start: First row of every segment, int64 ``(S + 1,)``.
         number: Segment of every row, int64 ``(M,)``.
         weight: Positive multiplicities ``(M,)``, not differentiated.
+
+    Returns:
+        ``(S, n)``, a row for every segment.
     """
     return _AttentionPool.apply(x, query, start, number, weight)

@@ -59,6 +59,13 @@ def load_tensors(path: Path, device: str = "cpu") -> Any:
 
     torch also reads older files, which are bare pickles; those are refused before it sees them.
 
+    Args:
+        path: The file.
+        device: Where its tensors go, ``"cpu"`` or ``"cuda:0"``.
+
+    Returns:
+        The object that was written, mostly a dictionary.
+
     Raises:
         pickle.UnpicklingError: If it holds anything else, which could run code.
         ValueError: If it is no zip archive, or expands to more than 8 GB.
@@ -113,6 +120,9 @@ def read_weights(path: Path, written_by: str = "save_policy()") -> dict[str, Ten
     Args:
         path: The file.
         written_by: What writes such files.
+
+    Returns:
+        Tensors on the CPU, by name.
 
     Raises:
         ValueError: If it is damaged, or holds something else than tensors.

@@ -199,6 +199,10 @@ def load_saved_policy(folder: Path | str, device: str = "cpu") -> GreedyPolicy |
         folder: The folder.
         device: ``"cpu"`` or ``"cuda:0"``.
 
+    Returns:
+        The policy on the device, with the metadata that it was saved with; a TransformerPolicy
+        where a target return was stored.
+
     Raises:
         FileNotFoundError: If the folder or one of its files is missing.
         ValueError: If a file is damaged, of another version, or could run code.
@@ -236,8 +240,11 @@ def load_policy(
     """Return a trained policy, by default the one that comes with the package.
 
     Args:
-        path: Folder of :func:`save_policy`, or of a training run.
+        path: Folder of :func:`save_policy`, or of a training run; None for the bundled policy.
         device: ``"cpu"`` or ``"cuda:0"``.
+
+    Returns:
+        The policy on the device: a TransformerPolicy for a Decision Transformer or TACR.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -258,6 +265,12 @@ def policy_folder(path: Path | str) -> Path:
 
 def load_weights(folder: Path | str) -> dict[str, Tensor]:
     """Return the weights of a saved policy, to start training from.
+
+    Args:
+        folder: Folder of :func:`save_policy`, or of a training run.
+
+    Returns:
+        Tensors on the CPU, by their names in the network that the policy acts by.
 
     Raises:
         FileNotFoundError: If the folder or one of its files is missing.

@@ -57,6 +57,13 @@ _UNREADABLE = (RuntimeError, KeyError, EOFError, ValueError, OSError, pickle.Unp
 def settings_from_dict(kind: type[_Config], values: Mapping[str, Any]) -> _Config:
     """Return a configuration from what a TOML or JSON file holds.
 
+    Args:
+        kind: Of configuration, a dataclass.
+        values: Settings by name; those left out keep their defaults. Lists become tuples.
+
+    Returns:
+        The configuration, which has checked its values.
+
     Raises:
         ValueError: If a name is unknown or a value is of the wrong kind.
     """
@@ -87,6 +94,10 @@ def require(config: object, name: str, holds: bool, expected: str) -> None:
 
 def require_usual(config: Any) -> None:
     """Check the settings that every run has.
+
+    Args:
+        config: Settings of a run, with ``steps``, ``batch_size``, ``evaluate_every``,
+            ``learning_rate``, ``averaging``, ``precision`` and ``compile``.
 
     Raises:
         ValueError: If one of them is not usable.
@@ -195,6 +206,10 @@ def load_checkpoint(folder: Path, kept: str, device: str) -> Iterator[Mapping[st
 def memory_in_one_sentence(batch_size: int, folder: Path | str) -> Iterator[None]:
     """Turn torch's error about memory into a sentence.
 
+    Args:
+        batch_size: What the sentence advises to lower.
+        folder: Where the last state is kept, for the sentence.
+
     Raises:
         MemoryError: If a batch does not fit.
     """
@@ -221,6 +236,12 @@ def averaged(old: nn.Module, new: nn.Module, averaging: float, step: int) -> Non
 def pick_device(name: str) -> str:
     """Return the device that a setting names.
 
+    Args:
+        name: ``"cpu"``, ``"cuda:0"`` or ``"auto"``: the first GPU where torch sees one.
+
+    Returns:
+        ``"cpu"`` or a name such as ``"cuda:0"``.
+
     Raises:
         ValueError: If it is not here.
     """
@@ -233,6 +254,12 @@ def pick_device(name: str) -> str:
 
 def prepare_network(network: nn.Module, precision: str, compile: str, device: str) -> None:
     """Set how a network calculates in training.
+
+    Args:
+        network: Its site transformers are set in place; other parts stay as they are.
+        precision: ``"float32"``, ``"bfloat16"`` or ``"auto"``: bfloat16 on a GPU.
+        compile: ``"on"``, ``"off"`` or ``"auto"``: on for a GPU.
+        device: Where it is trained, ``"cpu"`` or ``"cuda:0"``.
 
     Raises:
         ValueError: If compiling is asked for and there is no compiler.
@@ -360,6 +387,9 @@ class TrainingRun(ABC):
     def update(self) -> dict[str, float]:
         """Take a gradient step; return its metrics.
 
+        Returns:
+            Numbers of the step, such as its losses, by name.
+
         Raises:
             ValueError: If one of them is not finite.
         """
@@ -382,6 +412,9 @@ class TrainingRun(ABC):
 
     def train(self, progress: bool) -> None:
         """Train to the end, with a progress bar on standard error.
+
+        Args:
+            progress: Show the bar, in the first process alone.
 
         Raises:
             KeyboardInterrupt: After Ctrl-C or SIGTERM, with the state stored.
@@ -466,6 +499,9 @@ def finished_run(
         config: Its settings, with ``device`` and ``batch_size``.
         folder: Its folder.
         progress: Show a progress bar on standard error.
+
+    Yields:
+        The run after its last step; it is closed afterwards.
 
     Raises:
         MemoryError: If a batch does not fit into memory.

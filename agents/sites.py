@@ -41,6 +41,9 @@ class SiteValues:
 
         Args:
             actions: On the sites in focus, int64 ``(B,)``.
+
+        Returns:
+            A scalar; of the sites in focus alone where no others are known.
         """
         focus = F.cross_entropy(self.focus, actions)
         if self.every is self.focus:

@@ -195,6 +195,9 @@ class Surrogate(nn.Module):
 
         Args:
             rows: Compact or packed rows whose focus is no site, float32 ``(B, D)``.
+
+        Returns:
+            Arrays ``(B,)``, in eV and eV/atom, in the order of the rows.
         """
         said = self._say(rows)
         std = said.spread * self.factor.double().cpu().numpy()
@@ -217,6 +220,9 @@ class Surrogate(nn.Module):
         Args:
             skeletons: Of each crystal.
             tokens: Its elements, no site empty, ``(n_sites,)``.
+
+        Returns:
+            Arrays with a number for every crystal, in eV and eV/atom, in the order given.
         """
         return self.predict(finished_rows(skeletons, tokens))
 
@@ -233,6 +239,9 @@ class Surrogate(nn.Module):
             held_out_rows: Rows of crystals that were not, of each origin.
             labels: Gaps (eV) and formation energies (eV/atom) of the first origin's, ``(K, 2)``;
                 the standard deviations are fitted to these.
+
+        Returns:
+            Errors on the held-out crystals of the first origin, in eV and eV/atom.
         """
         learned = _Said.joined([self._say(rows) for rows in training_rows])
         self.feature_mean.copy_(torch.from_numpy(learned.features.mean(0)))
@@ -390,8 +399,13 @@ def load_surrogate(
     """Return a surrogate and its metadata, by default the one that comes with the package.
 
     Args:
-        path: Folder of :func:`save_surrogate`, or of ``crystal-gym train surrogate``.
+        path: Folder of :func:`save_surrogate`, or of ``crystal-gym train surrogate``; None
+            for the bundled one.
         device: ``"cpu"`` or ``"cuda:0"``.
+
+    Returns:
+        The surrogate on the device, not in training mode; and its metadata, with the checksum of
+        the weights as ``weights_sha256``.
 
     Raises:
         FileNotFoundError: If there is none.

@@ -125,6 +125,12 @@ class SurrogateConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> SurrogateConfig:
         """Return the settings that a TOML or JSON file holds.
 
+        Args:
+            values: Settings by name; those left out keep their defaults.
+
+        Returns:
+            The settings, checked.
+
         Raises:
             ValueError: If a name is unknown or a value is of the wrong kind.
         """

@@ -160,6 +160,12 @@ class TrainConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
         """Return the settings that a TOML or JSON file holds.
 
+        Args:
+            values: Settings by name; those left out keep their defaults.
+
+        Returns:
+            The settings, checked.
+
         Raises:
             ValueError: If a name is unknown or a value is of the wrong kind.
         """

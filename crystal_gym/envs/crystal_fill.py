@@ -191,6 +191,14 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
     ) -> tuple[Any, dict[str, Any]]:
         """Start an episode; see the class for ``options``.
 
+        Args:
+            seed: Starts the draws of skeleton and start site anew; None goes on with them.
+            options: Some of ``skeleton``, ``start_site`` and ``target_gap`` (eV), instead of what
+                would be drawn or was given to the class.
+
+        Returns:
+            The observation of the empty crystal, and its info, as the class describes them.
+
         Raises:
             TypeError: If an option is of the wrong kind.
             ValueError: If an option is unknown, or names no skeleton, site or gap of this
@@ -206,6 +214,13 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Put element ``action`` (0 to 87) on the focus site.
+
+        Args:
+            action: Number of the element in ``crystal_gym.elements.ELEMENTS``.
+
+        Returns:
+            The observation, the reward (0 before the last site), whether the last site was filled,
+            False (no episode is cut short) and the info, as the class describes them.
 
         Raises:
             RuntimeError: If there is no episode, or all its sites are filled.
@@ -275,6 +290,9 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
         Args:
             generator: Of what is drawn.
             options: As in :meth:`reset`.
+
+        Returns:
+            The state with no site filled, and its target in eV or None.
         """
         if options is not None and not isinstance(options, Mapping):
             raise TypeError(
@@ -299,6 +317,12 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
 
     def evaluate(self, fillings: Sequence[Filling]) -> Sequence[Properties]:
         """Return what the oracle says of finished crystals, in order.
+
+        Args:
+            fillings: Skeletons with an element on every site.
+
+        Returns:
+            One for each filling.
 
         Raises:
             TypeError: If it says anything but as many Properties.
@@ -326,6 +350,9 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
         Args:
             properties: What the oracle said.
             target: eV, None for the unconditional task.
+
+        Returns:
+            The reward, ``failure_reward`` where there is none; and ``"ok"``, or why there is none.
 
         Raises:
             TypeError: If a reward function of the user's returns no number.
@@ -442,6 +469,12 @@ def require_allowed(action: int, mask: NDArray[np.int8], where: str = "") -> Non
 def check_target_gap(target_gap: Any) -> float | None:
     """Return the target in eV.
 
+    Args:
+        target_gap: A number from 0 to 1000, in eV, or None for the unconditional task.
+
+    Returns:
+        A float in eV; None for None.
+
     Raises:
         TypeError: If it is not a number.
         ValueError: If it is negative, not finite or absurdly large.
@@ -471,6 +504,9 @@ def make_oracle(oracle: Any, skeletons: Any = "mini") -> Oracle:
             ``"surrogate"`` (the bundled one; not DFT) or the path of another, the name or path of
             a table, a PropertyTable, or an oracle.
         skeletons: The ``skeletons`` argument beside it.
+
+    Returns:
+        A new oracle; or ``oracle`` itself where it is one.
 
     Raises:
         ValueError: If the name is unknown.

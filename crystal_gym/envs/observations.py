@@ -64,7 +64,7 @@ def compact_rows(
     focus: ArrayLike,
     target_gap: ArrayLike | None,
 ) -> NDArray[np.float32]:
-    """Return compact rows for flat-vector libraries, float32 ``(B, 5 + max(20, max_sites))``.
+    """Return compact rows for flat-vector libraries.
 
     Columns: :data:`COMPACT_HEADER`, then the tokens, 0 beyond the skeleton's sites. Every number
     is an integer below 2^24 or a target, so float32 holds it exactly.
@@ -75,6 +75,9 @@ def compact_rows(
         tokens: Element tokens, ``(B, at most max_sites)``.
         focus: Site to fill next, ``(B,)``.
         target_gap: eV, ``(B,)`` or one number, or None without a target.
+
+    Returns:
+        float32 ``(B, 5 + max(20, max_sites))``.
     """
     skeleton = np.asarray(skeleton)
     width = max(MIN_ROW_SITES, skeletons.max_sites)
@@ -221,11 +224,14 @@ class PackedLayout:
 def finished_rows(
     skeletons: Sequence[Skeleton], tokens: Sequence[NDArray[np.integer]]
 ) -> NDArray[np.float32]:
-    """Return packed rows of finished crystals, which need not be of one set, ``(B, D)``.
+    """Return packed rows of finished crystals, which need not be of one set.
 
     Args:
         skeletons: Of each crystal.
         tokens: Its elements, ``(n_sites,)``.
+
+    Returns:
+        ``(B, D)``, as wide as the largest crystal needs; the focus is on no site.
     """
     layout = PackedLayout(
         max((s.n_sites for s in skeletons), default=0),
@@ -483,6 +489,14 @@ FORMS: dict[str, type[Any]] = {
 
 def make_form(name: str, skeletons: SkeletonSet, *, conditional: bool) -> ObservationForm:
     """Return the form called ``name`` for the skeletons of a set.
+
+    Args:
+        name: A key of :data:`FORMS`: ``"graph"``, ``"packed"``, ``"compact"`` or ``"space"``.
+        skeletons: The set; its largest skeleton decides how arrays are padded.
+        conditional: Whether there is a target gap.
+
+    Returns:
+        The form, whose ``space`` is the observation space.
 
     Raises:
         ValueError: If there is no such form.

@@ -95,8 +95,12 @@ class CrystalFillVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         """Start an episode in every environment.
 
         Args:
-            seed: A number, to which environment ``i`` adds ``i``, or one for each.
+            seed: A number, to which environment ``i`` adds ``i``, or one for each; None goes on
+                with the draws.
             options: As in :meth:`CrystalFillEnv.reset`, for all of them.
+
+        Returns:
+            The observations, batched as in ``observation_space``, and the infos.
 
         Raises:
             ValueError: If there are not as many seeds as environments, or an option is not usable.
@@ -124,7 +128,11 @@ class CrystalFillVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         """Put an element on the site in focus of every environment that has not ended.
 
         Args:
-            actions: ``(num_envs,)``.
+            actions: Numbers of elements, 0 to 87, ``(num_envs,)``.
+
+        Returns:
+            The observations; the rewards, which episodes ended and which were cut short (none),
+            each ``(num_envs,)``; and the infos.
 
         Raises:
             TypeError: If actions are no whole numbers.

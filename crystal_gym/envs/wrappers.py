@@ -66,7 +66,7 @@ class EmbeddedActions(gym.Wrapper[Any, Any, Any, np.int64], gym.utils.RecordCons
 
 
 def one_hot(observation: dict[str, NDArray[Any]], space: spaces.Dict) -> NDArray[np.float32]:
-    """Return compact observations as inputs of a plain network, float32 ``(..., D)``.
+    """Return compact observations as inputs of a plain network.
 
     Columns: which skeleton, one each; what is on each site (nothing or one of the 88 elements),
     89 a site; which site is in focus, one a site and one for none; and the target gap in eV where
@@ -76,6 +76,9 @@ def one_hot(observation: dict[str, NDArray[Any]], space: spaces.Dict) -> NDArray
     Args:
         observation: Of ``observation="compact"``: one, or a batch of a vector environment.
         space: Of a single one, such as ``envs.single_observation_space``.
+
+    Returns:
+        float32 ``(..., D)``, with the leading axes of the observation.
 
     Raises:
         ValueError: If they have another form.

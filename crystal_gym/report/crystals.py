@@ -23,6 +23,10 @@ def scene(
         frac_coords: ``(n_sites, 3)``.
         symbols: Element of every site, None where it is empty.
         title: Shown above.
+
+    Returns:
+        ``title``; ``atoms`` (``element``, ``position``, ``radius``, ``color``), those on the cell's
+        faces with their copies; ``bonds``, pairs of points; ``cell``, its twelve edges; ``legend``.
     """
     drawn = lay_out(lattice, frac_coords)
     points = np.round(drawn.points, 3).tolist()

@@ -91,6 +91,9 @@ def table(
         rows: HTML of the cells.
         caption: Plain text.
         text_columns: How many columns from the left hold words, not numbers.
+
+    Returns:
+        HTML.
     """
 
     def cell(tag: str, number: int, content: str, more: str = "") -> str:
@@ -121,6 +124,9 @@ def figure(data: Sequence[Mapping[str, Any]], layout: Mapping[str, Any], caption
         data: Traces. Colours may be left out: the page has eight that suit light and dark.
         layout: As plotly's.
         caption: What is seen, plain text; also read to those who cannot see it.
+
+    Returns:
+        HTML, which the script of :func:`page_text` draws.
     """
     spec = _script_json({"data": list(data), "layout": dict(layout)})
     label = html.escape(caption)
@@ -138,6 +144,9 @@ def crystal_viewer(groups: Sequence[Sequence[Mapping[str, Any]]]) -> str:
     Args:
         groups: Of :func:`crystal_gym.report.crystals.scene`, as many in each; the first of each is
             in the menu, which is left out for a single group.
+
+    Returns:
+        HTML, which the script of :func:`page_text` fills; a scene in several groups is in it once.
     """
     scenes: list[Mapping[str, Any]] = []
     for scene in (s for group in groups for s in group):

@@ -14,6 +14,9 @@ def periodic_table(counts: Mapping[str, int], caption: str) -> str:
     Args:
         counts: By symbol.
         caption: What is counted, plain text.
+
+    Returns:
+        HTML; elements are shaded by the root of their share of the largest count.
     """
     from pymatgen.core import Element
 

@@ -56,6 +56,9 @@ def show_crystal(crystal: Any, title: str | None = None) -> CrystalView:
             ``reset()``, wrapped or not, whose crystal so far is shown.
         title: Shown above; the formula by default.
 
+    Returns:
+        A notebook shows it; ``write()`` makes a page of it.
+
     Raises:
         TypeError: If it is none of these.
 

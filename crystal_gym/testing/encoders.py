@@ -105,11 +105,13 @@ def _require_torch() -> None:
 class _States:
     """Random states of a skeleton set, as rows of one form.
 
-    Attributes:
-        number: Skeleton of every row.
+    Args:
+        skeletons: The set that ``number`` refers to.
+        form: Of the rows: ``"compact"`` or ``"packed"``.
+        number: Skeleton of every row, ``(B,)``.
         tokens: ``(B, max_sites)``, 0 in the site in focus.
-        focus: Site to fill next.
-        target: eV.
+        focus: Site to fill next, ``(B,)``.
+        target: eV, ``(B,)``.
     """
 
     def __init__(

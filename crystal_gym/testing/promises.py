@@ -11,7 +11,10 @@ __all__ = ["BrokenPromise", "Promises", "shortened"]
 class BrokenPromise(AssertionError):
     """An object does not do what crystal_gym relies on.
 
-    Attributes:
+    All but the name are attributes too.
+
+    Args:
+        who: Name of the object, for the message.
         promise: What every object of its kind has to keep.
         seen: What this one did.
         advice: What to do next.

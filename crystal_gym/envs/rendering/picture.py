@@ -77,11 +77,14 @@ _SMALLEST_LABEL = 6.0
 
 
 def render_rgb(state: State, outcome: Outcome | None = None) -> NDArray[np.uint8]:
-    """Return the picture, uint8 ``(480, 640, 3)``.
+    """Return the picture as an array.
 
     Args:
         state: What is shown.
-        outcome: Of a crystal that is finished.
+        outcome: Of a crystal that is finished; None where it is not known.
+
+    Returns:
+        uint8 ``(480, 640, 3)``: rows from the top, red, green and blue.
     """
     canvas = _painted(state, outcome)
     canvas.draw()
@@ -93,7 +96,10 @@ def render_png(state: State, outcome: Outcome | None = None) -> bytes:
 
     Args:
         state: What is shown.
-        outcome: Of a crystal that is finished.
+        outcome: Of a crystal that is finished; None where it is not known.
+
+    Returns:
+        What the file holds, 1280 by 960 pixels.
     """
     file = BytesIO()
     _painted(state, outcome).print_figure(file, format="png", dpi=200)
@@ -246,9 +252,12 @@ def turned_by(turn: Float, right: float, up: float) -> Float:
     """Return a view after the crystal was turned, as by a hand that drags its near side.
 
     Args:
-        turn: The view before.
+        turn: The view before, ``(3, 3)``; rows point to the right, up and towards the eye.
         right: Radians.
         up: Radians.
+
+    Returns:
+        A rotation, ``(3, 3)``, its rows as those of ``turn``.
     """
     about_up = [[math.cos(right), 0, math.sin(right)], [0, 1, 0],
                 [-math.sin(right), 0, math.cos(right)]]  # fmt: skip

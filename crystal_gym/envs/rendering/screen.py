@@ -34,6 +34,9 @@ def open_screen(seconds: float) -> Screen:
 
     Args:
         seconds: How long a state is shown before the program goes on.
+
+    Returns:
+        Its ``show`` takes a state and the outcome; the terminal shows states without a pause.
     """
     shell = _notebook()
     if shell is not None:

@@ -38,7 +38,10 @@ def render_ansi(state: State, outcome: Outcome | None = None) -> str:
 
     Args:
         state: What is shown.
-        outcome: Of a crystal that is finished.
+        outcome: Of a crystal that is finished; None where it is not known.
+
+    Returns:
+        Lines without a newline after the last.
     """
     skeleton = state.skeleton
     symbols = tokens_to_symbols(state.tokens.tolist())
