@@ -102,6 +102,9 @@ def build_mp20(
         executor: What parses and analyses instead, such as the workers of a cluster.
         progress: Show progress bars on standard error.
 
+    Returns:
+        What was made, one report a split.
+
     Raises:
         FileNotFoundError: If a source file is missing.
         ValueError: If one is damaged.
@@ -192,6 +195,9 @@ def build_tabular(progress: bool = False, seed: int = 0) -> BuildReport:
     Args:
         progress: Show a progress bar on standard error.
         seed: Of everything drawn.
+
+    Returns:
+        What was made.
     """
     table = load_table("tabular")
     rewards = terminal_rewards(
@@ -230,6 +236,9 @@ def labelled_table(
         workers: Processes.
         executor: What parses and analyses instead, such as the workers of a cluster.
         progress: Show progress bars.
+
+    Returns:
+        The table with its skeletons, and the reason by name of each crystal that was left out.
     """
     folder = Path(folder)
     csv_split = "train" if split == "metals" else split
@@ -313,6 +322,9 @@ def build_mini_set(labels: Path | str, folder: Path | str) -> PropertyTable:
     Args:
         labels: ``mini_labels.json`` as ``scripts/make_mini.py`` writes it.
         folder: Where the two files go.
+
+    Returns:
+        The table as written, with its skeletons.
     """
     content = json.loads(Path(labels).read_text(encoding="utf-8"))
     entries = content["entries"]

@@ -124,6 +124,9 @@ def card_text(card: DatasetCard, data: Trajectories, stored_target_ev: float) ->
         card: Of the dataset.
         data: Its episodes.
         stored_target_ev: Target gap of the stored rewards, eV.
+
+    Returns:
+        Text of a README.md.
     """
     one_each = data.crystals
     rows = ["| per crystal | mean | median | min | max |", "|---|---:|---:|---:|---:|"]
@@ -167,6 +170,9 @@ def group_card_text(group: str, descriptions: Mapping[str, Any]) -> str:
     Args:
         group: The first part of their ids.
         descriptions: Of each dataset, by its id.
+
+    Returns:
+        Text of a README.md.
     """
     lines = "\n".join(
         f"- [`{name}`]({name.removeprefix(group + '/')}/README.md): {text}"

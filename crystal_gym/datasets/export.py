@@ -100,6 +100,11 @@ def _table(rows: Iterable[tuple[StoredResult, Any]]) -> tuple[PropertyTable, dic
 def export_table(store: ResultStore, folder: Path | str, preset: str | None = None) -> str:
     """Write ``skeletons.npz`` and ``table.npz``, which ``gym.make(oracle=folder)`` reads.
 
+    Args:
+        store: Results; those of one kind of settings are taken.
+        folder: Where both go.
+        preset: Settings of the results to take, where the store holds several.
+
     Returns:
         One sentence on what was written.
     """
@@ -112,6 +117,12 @@ def export_dataset(
     store: ResultStore, dataset_id: str, preset: str | None = None, *, progress: bool = False
 ) -> str:
     """Write the results that are ``ok`` as a Minari dataset, in up to five orders each.
+
+    Args:
+        store: Results; those of one kind of settings are taken.
+        dataset_id: Minari id such as ``crystal-mine-v0``.
+        preset: Settings of the results to take, where the store holds several.
+        progress: Show a progress bar on standard error.
 
     Returns:
         One sentence on what was written.

@@ -93,6 +93,9 @@ def fetch(
         target: The data folder; defaults to ``raw`` in the user's cache.
         progress: Show a progress bar on standard error.
 
+    Yields:
+        One sentence for each file.
+
     Raises:
         FileNotFoundError: If the source folder lacks a file that cannot be done without.
         ValueError: If a file is truncated or was tampered with.
@@ -129,6 +132,9 @@ def fetch_pseudopotentials(
         source: A folder of UPF files or a tar archive; None downloads SSSP efficiency.
         target: Their folder; defaults to the one that calculations look in.
         progress: Show a progress bar on standard error.
+
+    Yields:
+        One sentence for each thing to know.
 
     Raises:
         FileNotFoundError: If there is no such source, or no UPF file in it.
@@ -201,6 +207,12 @@ class _SecureRedirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *arguments: Any) -> urllib.request.Request | None:
         """Return the request for the new address.
+
+        Args:
+            arguments: As of the method that is replaced.
+
+        Returns:
+            What the method that is replaced returns.
 
         Raises:
             ValueError: If it is not HTTPS.

@@ -53,6 +53,12 @@ class _NoClasses(pickle.Unpickler):
 def load_plain_pickle(path: Path | str) -> Any:
     """Read a pickle of built-in containers and numbers, running no code.
 
+    Args:
+        path: The file.
+
+    Returns:
+        What it holds.
+
     Raises:
         ValueError: If it holds anything else or is damaged.
     """
@@ -83,6 +89,13 @@ def read_labels(folder: Path | str, split: str) -> list[Label]:
     them (``qe/release/TE_bg_dict_nm.pkl`` and ``FE_dict_nm.pkl``). Metals are rows of the training
     split too (``qe/release/TE_bg_dict_m.pkl``). They have a gap of 0 and no energies: the published
     ones are far from converged (docs/decisions.md).
+
+    Args:
+        folder: With ``qe/``.
+        split: ``"train"``, ``"val"`` or ``"metals"``.
+
+    Returns:
+        In the order of their rows.
 
     Raises:
         FileNotFoundError: If neither is there.
@@ -136,6 +149,10 @@ def _finite(text: str) -> float:
 
 def read_label_table(path: Path | str, origin: Path | str) -> None:
     """Read a whole label table to see that it is sound.
+
+    Args:
+        path: The file to read.
+        origin: Where it came from, for the message.
 
     Raises:
         ValueError: If it is damaged, naming ``origin``.

@@ -112,6 +112,9 @@ def left_out(problems: dict[str, str]) -> str:
 def require_dataset_id(dataset_id: str) -> None:
     """Refuse an id that Minari would not find again.
 
+    Args:
+        dataset_id: Such as ``crystal-mine-v0``.
+
     Raises:
         ValueError: If it is not of Minari's form.
     """
@@ -138,6 +141,9 @@ def publish(
         table: Its crystals.
         problems: Reason by the name of each crystal that was left out.
         progress: Show a progress bar on standard error.
+
+    Returns:
+        What was made and what was left out.
     """
     path = write_dataset(card, trajectories, table, progress=progress)
     return BuildReport(
@@ -414,6 +420,12 @@ def open_dataset(dataset_id: str) -> minari.MinariDataset:
     Metadata name the environment as ``module:function`` with arguments, and Minari calls it where
     a space is missing: a dataset from elsewhere could call anything, so only ours is let through.
 
+    Args:
+        dataset_id: Minari id on this machine.
+
+    Returns:
+        The dataset, none of its code run.
+
     Raises:
         ValueError: If it is not there, damaged, not HDF5, or names another environment.
     """
@@ -480,6 +492,13 @@ def load_trajectories(
 ) -> Trajectories:
     """Return the episodes of a dataset in columns, by its id or as an object.
 
+    Args:
+        dataset: Minari id, dataset, or episodes, which are returned as they are.
+        progress: Show a progress bar on standard error.
+
+    Returns:
+        All episodes, in their order.
+
     Raises:
         ValueError: If the dataset is not there or does not hold compact observations.
     """
@@ -503,6 +522,9 @@ def read_trajectories(dataset: minari.MinariDataset, progress: bool = False) -> 
     Args:
         dataset: A Minari dataset of ``CrystalFill-v0`` with ``observation="compact"``.
         progress: Show a progress bar on standard error.
+
+    Returns:
+        All episodes, in their order.
 
     Raises:
         ValueError: If its observations are of another form, or an episode lacks its properties.

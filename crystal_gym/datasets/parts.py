@@ -75,6 +75,9 @@ def build_structures(
             folder of the datasets under the same path.
         progress: Show progress bars on standard error.
 
+    Returns:
+        What was made and what was left out.
+
     Raises:
         FileNotFoundError: If a file does not exist, or workers write to another disk.
         ValueError: If one cannot be read, no structure can be used, the id is not Minari's form, or

@@ -55,6 +55,9 @@ class TargetSampler:
         Args:
             band_gap_ev: The crystals' own gaps, ``(B,)``.
             generator: Source of randomness.
+
+        Returns:
+            Targets in eV, ``(B,)``, or None.
         """
         if not self.conditional:
             return None

@@ -87,6 +87,9 @@ def load_d3rlpy(
         seed: Of the sampling.
         progress: Show a progress bar while reading.
 
+    Returns:
+        A buffer for ``algo.fit``.
+
     Raises:
         ValueError: If the dataset is not there or does not hold compact observations, the
             target is no gap, or there is no such form of actions.
@@ -294,6 +297,9 @@ class CrystalReplayBuffer(ReplayBuffer):
         Args:
             index: Transition numbers, ``(B,)``.
             target_gap: eV, ``(B,)``, None without a target.
+
+        Returns:
+            ``B`` transitions.
         """
         return self._leading(index, target_gap, self._n_steps)
 

@@ -98,6 +98,9 @@ def load_split(
         split: ``published`` (this), or ``composition``: a fifth of the dataset's own crystals is
             held out by :func:`composition_split` with seed 0.
 
+    Returns:
+        To learn from, and to judge by.
+
     Raises:
         ValueError: If a dataset is not on this machine or has too few crystals to hold some out,
             there is no such split, or one by composition is asked for beside a validation set.

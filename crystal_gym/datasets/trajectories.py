@@ -198,6 +198,9 @@ def plan_trajectories(table: PropertyTable, max_orders: int = MAX_ORDERS) -> Tra
         table: Entries whose status is not ``ok`` have no properties and give no trajectory.
         max_orders: Orders per crystal, from different start sites.
 
+    Returns:
+        Crystal by crystal, in the order of the table.
+
     Raises:
         ValueError: If no entry is ``ok``.
     """
@@ -243,6 +246,9 @@ def sample_uniform(table: PropertyTable, episodes: int, seed: int = 0) -> Trajec
         table: Of which every end state is an entry.
         episodes: For each skeleton, from start sites drawn uniformly.
         seed: Of everything drawn.
+
+    Returns:
+        Skeleton by skeleton.
     """
     oracle = TableOracle(table)
 
@@ -274,6 +280,9 @@ def sample_boltzmann(
         episodes: For each skeleton, from start sites drawn uniformly.
         temperature: In units of the reward.
         seed: Of everything drawn.
+
+    Returns:
+        Skeleton by skeleton.
     """
 
     def choose(generator: np.random.Generator, skeleton: Skeleton, order: NDArray[np.int64]) -> Any:
@@ -303,6 +312,12 @@ def _sample(
 
 def joined(parts: Sequence[Trajectories]) -> Trajectories:
     """Return the episodes of several collections over one skeleton set, one after the other.
+
+    Args:
+        parts: Collections over the same skeletons.
+
+    Returns:
+        All their episodes.
 
     Raises:
         ValueError: If they are over different sets.

@@ -63,6 +63,12 @@ class ReleasedEpisode:
 def read_released_trajectories(path: Path | str) -> list[ReleasedEpisode]:
     """Read a released trajectory file; it is loaded with ``weights_only``, so no code can run.
 
+    Args:
+        path: The ``.pt`` file.
+
+    Returns:
+        In the order of the file.
+
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, asks to run code, or does not have the released layout.

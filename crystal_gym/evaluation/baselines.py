@@ -41,6 +41,9 @@ class Designer(Protocol):
         Args:
             task: Skeletons and orders; their elements are not looked at.
             target_gap: eV; None without a target.
+
+        Returns:
+            Element tokens, one row a skeleton.
         """
 
 

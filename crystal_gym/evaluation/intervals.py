@@ -44,6 +44,9 @@ def ratio(numerator: ArrayLike, denominator: ArrayLike | None = None) -> Statist
     Args:
         numerator: ``(B,)``.
         denominator: ``(B,)``; 1 for each crystal if left out.
+
+    Returns:
+        A function of weights ``(B,)`` of the crystals.
     """
     above = np.asarray(numerator, dtype=np.float64)
     below = np.ones_like(above) if denominator is None else np.asarray(denominator, np.float64)
@@ -65,6 +68,9 @@ def mean_ratio(numerators: ArrayLike, denominators: ArrayLike) -> Statistic:
     Args:
         numerators: ``(B, K)``.
         denominators: ``(B, K)``.
+
+    Returns:
+        A function of weights ``(B,)`` of the crystals.
     """
     above, below = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
     _check_shapes(above, below, 2)
@@ -99,6 +105,9 @@ def earth_movers(values: ArrayLike, reference: ArrayLike) -> Statistic:
     Args:
         values: ``(B,)``, NaN where there is none.
         reference: ``(B,)``, NaN where there is none.
+
+    Returns:
+        A function of weights ``(B,)``, in the unit of the values.
     """
     sides = [_Cumulative(np.asarray(x, dtype=np.float64)) for x in (values, reference)]
     grid = np.sort(np.concatenate([side.values for side in sides]))
@@ -139,6 +148,9 @@ def estimates(
         n_crystals: How many crystals their weights are for.
         resamples: How many times ``n_crystals`` of them are drawn, with replacement.
         seed: Of the draws.
+
+    Returns:
+        Value and interval by name.
 
     Raises:
         ValueError: If there are no crystals, or no resamples.

@@ -54,6 +54,13 @@ Counts = NDArray[np.int64]
 def site_hits(tokens: Tokens, reference: Tokens) -> Counts:
     """Return how many sites of each crystal hold the element of the source crystal, ``(B,)``.
 
+    Args:
+        tokens: Of the fillings, ``(B, max_sites)``.
+        reference: Of the source crystals, in the same places.
+
+    Returns:
+        Whole numbers, ``(B,)``.
+
     Raises:
         ValueError: If the shapes differ or there are no sites.
     """
@@ -130,6 +137,13 @@ def top_k_hits(
 def accuracy(tokens: Tokens, reference: Tokens) -> float:
     """Return the share of all sites that hold the element of the source crystal.
 
+    Args:
+        tokens: Of the fillings, ``(B, max_sites)``.
+        reference: Of the source crystals, in the same places.
+
+    Returns:
+        From 0 to 1.
+
     Raises:
         ValueError: If the shapes differ or there are no sites.
     """
@@ -201,6 +215,9 @@ def valid(tokens: Tokens, states: str = "smact14") -> NDArray[np.bool_]:
     Args:
         tokens: The crystals.
         states: Oxidation states: ``smact14``, the paper's definition, or ``icsd24``, SMACT's own.
+
+    Returns:
+        One truth value a crystal.
     """
     return np.array([smact_valid(formula_counts(row), states) for row in tokens], dtype=np.bool_)
 
@@ -220,6 +237,9 @@ def distinct_fillings(designs: Sequence[Tokens], task: Task) -> Counts:
         designs: Fillings of the task, one array for each target; those that symmetry makes the
             same are the same.
         task: The skeletons.
+
+    Returns:
+        From 1 to the number of targets.
     """
     names = [_names(tokens, task) for tokens in designs]
     return np.array([len(set(row)) for row in zip(*names, strict=True)], dtype=np.int64)
@@ -227,6 +247,12 @@ def distinct_fillings(designs: Sequence[Tokens], task: Task) -> Counts:
 
 def differing_sites(designs: Sequence[Tokens]) -> NDArray[np.float64]:
     """Return on how many sites two designs of a skeleton differ, the mean over pairs, ``(B,)``.
+
+    Args:
+        designs: Fillings of the same skeletons, one array ``(B, max_sites)`` for each target.
+
+    Returns:
+        Numbers of sites, ``(B,)``.
 
     Raises:
         ValueError: If there are fewer than two designs.

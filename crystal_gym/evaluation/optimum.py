@@ -48,6 +48,9 @@ def optimum(
         target_gap: eV, None for the unconditional task.
         reward: As for ``gym.make(reward=...)``.
 
+    Returns:
+        The filling, its properties and its reward.
+
     Raises:
         ValueError: If the table holds no calculated filling of that skeleton.
     """
@@ -71,6 +74,9 @@ def optimal_rewards(
         table: Such as ``load_table("tabular")``.
         target_gap: eV, None for the unconditional task.
         reward: As for ``gym.make(reward=...)``.
+
+    Returns:
+        One reward a skeleton.
     """
     best = np.full(len(table.skeletons), -np.inf)
     np.maximum.at(best, table.skeleton, _rewards(table, target_gap, reward))
@@ -92,6 +98,9 @@ def regret(
         achieved: Its return.
         target_gap: eV, the same for all.
         reward: The reward that ``achieved`` was paid by.
+
+    Returns:
+        In units of the reward.
     """
     return optimal_rewards(table, target_gap, reward)[np.asarray(skeleton)] - np.asarray(achieved)
 
@@ -107,6 +116,9 @@ def tabular_regret(
         policy: Acts on packed rows under a mask.
         target_gap: eV.
         seed: Of the start sites.
+
+    Returns:
+        In units of the reward, ``(n_skeletons,)``.
     """
     env = gym.make(
         "CrystalFill-v0", skeletons="tabular", observation="packed", target_gap=target_gap

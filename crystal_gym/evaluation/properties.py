@@ -99,6 +99,9 @@ def evaluate_designs(
         task: The skeletons.
         progress: Show a progress bar on standard error.
 
+    Returns:
+        One row a design, ``(B,)``.
+
     Raises:
         ValueError: If a design has an empty site.
         TypeError: If the oracle answers with something else than one Properties for each.
@@ -156,6 +159,9 @@ def hits_by_formula(hits: Bools, formula: NDArray[np.str_]) -> NDArray[np.float6
     Args:
         hits: Which crystals count, ``(B,)``.
         formula: Reduced formula of each, ``(B,)``.
+
+    Returns:
+        From 0 to 1; 0 where it is no hit.
     """
     shares = np.zeros(len(hits))
     _, group, sizes = np.unique(formula[hits], return_inverse=True, return_counts=True)

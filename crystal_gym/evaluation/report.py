@@ -40,6 +40,9 @@ def score(tokens: NDArray[np.int16], task: Task, known: set[str]) -> Scores:
         tokens: Of the fillings, int16 ``(B, max_sites)``, 0 beyond a skeleton's sites.
         task: The skeletons, with their source crystals.
         known: Reduced formulas of the training crystals.
+
+    Returns:
+        Shares from 0 to 1.
     """
     reference = task.reference
     return Scores(
@@ -67,6 +70,9 @@ def evaluate(
         known: Reduced formulas of the training crystals.
         target_gap: eV, None for policies without a target.
         progress: Show a progress bar on standard error.
+
+    Returns:
+        Measures by name of the policy.
     """
     return {
         name: score(rollout(policy, task, target_gap, progress=progress), task, known)

@@ -37,6 +37,9 @@ class Policy(Protocol):
         Args:
             observations: Compact or packed rows, float32 ``(B, D)``.
             action_mask: 1 = allowed, int8 ``(88,)`` or ``(B, 88)``; None allows all.
+
+        Returns:
+            Actions 0 to 87, ``(B,)``.
         """
 
 

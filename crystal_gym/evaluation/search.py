@@ -119,6 +119,9 @@ def sample_fillings(
         groups: As in :func:`beam_search`.
         mask: As in :func:`beam_search`.
 
+    Returns:
+        Different ones, the likeliest first.
+
     Raises:
         ValueError: If ``count`` or ``temperature`` is not above 0, or ``start`` does not fit.
     """

@@ -90,6 +90,9 @@ class Judge:
             training: Episodes of the crystals that are learned from.
             task: Skeletons to fill, of those of ``judging``.
             judging: Episodes of the crystals that judge.
+
+        Returns:
+            With the formulas and gaps of the training crystals.
         """
         gaps, energies = np.full((2, len(task)), np.nan)
         row_of = {number: row for row, number in enumerate(task.skeleton.tolist())}
@@ -180,6 +183,9 @@ def statistics_over_targets(designs: Mapping[float, Design], judge: Judge) -> di
     Args:
         designs: By target, eV.
         judge: Of the same task.
+
+    Returns:
+        Functions of weights ``(B,)`` of the crystals, by name of the measure.
     """
     fillings = [design.tokens for design in designs.values()]
     hits = _hits(designs, tuple(designs))  # aimed at, range, crystal

@@ -126,6 +126,12 @@ class ResultStore:
     def existing(cls, database: Path | str) -> ResultStore:
         """Open a database that is there already.
 
+        Args:
+            database: A file, or an address of PostgreSQL.
+
+        Returns:
+            The store, opened.
+
         Raises:
             FileNotFoundError: If it is a file and is not there; nothing is made.
         """

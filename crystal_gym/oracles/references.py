@@ -55,6 +55,9 @@ class ReferenceEnergies:
 
         Args:
             pseudopotentials: MD5 of the file in use by element.
+
+        Returns:
+            Symbols, sorted.
         """
         return sorted(
             element
@@ -70,6 +73,12 @@ class ReferenceEnergies:
     @classmethod
     def load(cls, path: Path | str) -> ReferenceEnergies:
         """Read them.
+
+        Args:
+            path: Of a file of :meth:`save`.
+
+        Returns:
+            The references, Ry per atom.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -135,6 +144,12 @@ def references_path(settings: str) -> Path:
 def find_references(settings: str) -> ReferenceEnergies | None:
     """Return the references for an energy key: calculated on this machine, else published.
 
+    Args:
+        settings: Energy key, :attr:`PwSettings.energy_key`.
+
+    Returns:
+        None if none are known.
+
     Raises:
         ValueError: If the file on this machine is damaged.
     """
@@ -182,6 +197,9 @@ def total_energy(formation_energy_ev_per_atom: float, species: Sequence[str]) ->
     Args:
         formation_energy_ev_per_atom: By the published references.
         species: Element symbol of every site.
+
+    Returns:
+        Ry per cell.
     """
     references = reference_energies()
     atoms = sum(references[s] for s in species)

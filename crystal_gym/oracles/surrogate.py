@@ -74,6 +74,9 @@ class SurrogateOracle:
         Args:
             properties: Of the same :meth:`fingerprint`.
             species: Element of every site.
+
+        Returns:
+            A copy with both energies; the same where there is no total energy.
         """
         energy = properties.total_energy_ry
         if energy is None:

@@ -107,6 +107,9 @@ class PropertyTable:
             skeleton: Of this set or of another one.
             tokens: Its filling, ``(n_sites,)``.
 
+        Returns:
+            Its number in the table, or None.
+
         Raises:
             ValueError: If the table has two different entries for one crystal of that skeleton.
         """
@@ -175,6 +178,9 @@ class PropertyTable:
         Args:
             path: The ``.npz`` file that :meth:`save` wrote.
             skeletons: Its skeleton set; defaults to ``skeletons.npz`` in the same folder.
+
+        Returns:
+            The table, its skeletons with it.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -245,6 +251,13 @@ def table_of_fillings(
 ) -> PropertyTable:
     """Return a table of results: skeleton number, filling and properties of every entry.
 
+    Args:
+        skeletons: The set.
+        entries: Skeleton number, filling ``(n_sites,)`` and properties.
+
+    Returns:
+        Entries in their order.
+
     Raises:
         ValueError: If there are no entries.
     """
@@ -274,6 +287,12 @@ def _known(value: float) -> float | None:
 
 def load_table(source: Path | str) -> PropertyTable:
     """Return the property table of a named set, or the one at a path.
+
+    Args:
+        source: Name of a set such as ``"mini"``, or a path of a table or its folder.
+
+    Returns:
+        The table with its skeletons.
 
     Raises:
         ValueError: If the name is unknown, or the file is no table.

@@ -48,6 +48,12 @@ _SMEARING_RY = 0.02
 def elemental_structure(element: str) -> Structure:
     """Return a pure element's crystal, or its molecule in a box.
 
+    Args:
+        element: Symbol.
+
+    Returns:
+        One cell; Å.
+
     Raises:
         ValueError: If no library at hand has it.
     """

@@ -73,6 +73,9 @@ def count_bands(
         magnetization: Bohr magnetons per cell, None without spin.
         lattice: Row vectors, Å, ``(3, 3)``.
 
+    Returns:
+        Occupied and some empty ones, more if asked for, as far as there are plane waves.
+
     Raises:
         ValueError: If the cell has too few plane waves for an empty band.
     """
@@ -149,6 +152,9 @@ def pw_input(
         n_bands: Bands per spin.
         magnetization: Bohr magnetons per cell; None for a calculation without spin.
         max_seconds: After which pw.x ends itself.
+
+    Returns:
+        Text of ``pw.in``.
     """
     from ase import Atoms
     from ase.io.espresso import write_espresso_in

@@ -139,6 +139,10 @@ class EspressoOracle:
         Args:
             properties: Of a calculation with the same :meth:`fingerprint`.
             species: Element of every site.
+
+        Returns:
+            A copy; without a formation energy where a reference is missing, which its provenance
+            says.
         """
         energy = properties.total_energy_ry
         # What was noted when it was stored may have changed since.
@@ -340,6 +344,12 @@ def _keep(folder: Path, failed: Path, formula: str) -> Path:
 def find_pw(pw: str = "pw.x") -> str:
     """Return the absolute path of the executable.
 
+    Args:
+        pw: Name or path.
+
+    Returns:
+        Absolute path.
+
     Raises:
         FileNotFoundError: If there is none, with how to install it.
     """
@@ -378,6 +388,12 @@ def pw_environment(folder: Path) -> dict[str, str]:
 
 def pw_version(pw: str) -> str:
     """Return the version of an executable, such as ``6.7MaX``.
+
+    Args:
+        pw: Path of the executable.
+
+    Returns:
+        As its banner says it.
 
     Raises:
         ValueError: If it does not start, or says no version.

@@ -101,6 +101,9 @@ def read_output(text: str, returncode: int | None = None, *, timed_out: bool = F
         returncode: Exit status of the program; None for an output found on disk, of which it is
             not known.
         timed_out: Whether it was ended because its time was up.
+
+    Returns:
+        Energies in Ry and eV, and the status that the output means.
     """
     status, reason = _judge(text, returncode, timed_out)
     energy, homo, lumo = _numbers(text) if status in _WITH_NUMBERS else (None, None, None)

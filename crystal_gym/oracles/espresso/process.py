@@ -64,6 +64,9 @@ def run_session(
         memory_bytes: Most address space of each of its processes; None for no limit.
         environment: Its environment variables.
 
+    Returns:
+        How it ended, after how long.
+
     Raises:
         OSError: If it cannot be started or ``output`` cannot be written.
     """

@@ -94,6 +94,12 @@ class Pseudopotentials(Mapping[str, Pseudopotential]):
     def __getitem__(self, element: str) -> Pseudopotential:
         """Return an element's file, read and hashed.
 
+        Args:
+            element: Symbol.
+
+        Returns:
+            With its MD5 and valence electrons.
+
         Raises:
             KeyError: If there is none.
             ValueError: If the file is unreadable or for another element.
@@ -224,6 +230,9 @@ def install(source: Path | str, folder: Path | str | None = None) -> Pseudopoten
     Args:
         source: A folder, or an archive such as ``SSSP_1.3.0_PBE_efficiency.tar.gz``.
         folder: Where they go; defaults to :func:`default_folder`.
+
+    Returns:
+        All that the folder holds now.
 
     Raises:
         FileNotFoundError: If there is no source, or no UPF file in it.

@@ -143,6 +143,13 @@ PRESETS: Mapping[str, PwSettings] = {
 def make_settings(settings: str | PwSettings, **changes: Any) -> PwSettings:
     """Return a preset or the settings given, with some values changed.
 
+    Args:
+        settings: Name of a preset, or settings.
+        changes: New values by name.
+
+    Returns:
+        The settings, checked.
+
     Raises:
         ValueError: If the preset or a name is unknown (with the closest known one), or a value is
             not usable.
