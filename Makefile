@@ -26,7 +26,7 @@ fuzz: $(VENV)/ready-dev
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python scripts/check_docstrings.py crystal_gym agents
+	$(BIN)/pydoclint --quiet crystal_gym agents
 	# Type checkers do not follow agents/ -> crystal_gym.agents in a checkout: check an install.
 	rm -rf build
 	$(BIN)/pip install --quiet --no-deps --target build/typed .
