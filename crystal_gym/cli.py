@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from crystal_gym.arguments import build_parser
-from crystal_gym.terminal import coloured
+from crystal_gym.terminal import coloured, shows_progress
 
 __all__ = ["main"]
 
@@ -106,7 +106,6 @@ def _train(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from crystal_gym.evaluate_command import EvaluationConfig, evaluate_policies, planned
-    from crystal_gym.terminal import shows_progress
 
     if options.threads is not None and options.policies:
         from crystal_gym.extras import require_agents

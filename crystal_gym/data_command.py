@@ -260,6 +260,7 @@ def _show(options: argparse.Namespace) -> None:
     import minari
     import numpy as np
 
+    from crystal_gym.datasets.cards import per_crystal
     from crystal_gym.datasets.minari_io import open_dataset, read_trajectories
 
     local = minari.list_local_datasets()
@@ -271,52 +272,28 @@ def _show(options: argparse.Namespace) -> None:
         )
     dataset = open_dataset(options.dataset)
     data = read_trajectories(dataset, progress=shows_progress())
-    filled = np.column_stack([data.skeleton, data.total_energy_ry])
-    one_each = np.unique(filled, axis=0, return_index=True)[1]
-    skeletons = data.skeleton[one_each]
-    columns = {
-        "sites": data.skeletons.n_sites[skeletons],
-        "directed_edges": data.skeletons.n_edges[skeletons],
-        "band_gap_ev": data.band_gap_ev[one_each],
-        "formation_energy_ev_per_atom": data.formation_energy_ev_per_atom[one_each],
-    }
     summary = {
         "dataset": options.dataset,
-        "crystals": len(one_each),
-        "skeletons": len(np.unique(skeletons)),
+        "crystals": len(data.crystals),
+        "skeletons": len(np.unique(data.skeleton)),
         "episodes": len(data),
         "transitions": len(data.actions),
-        "per_crystal": {
-            name: {
-                "mean": float(values.mean()),
-                "median": float(np.median(values)),
-                "min": float(values.min()),
-                "max": float(values.max()),
-            }
-            for name, values in columns.items()
-        },
+        "per_crystal": per_crystal(data),
         "description": str(dataset.storage.metadata.get("description", "")),
     }
     print(json.dumps(summary, indent=1) if options.json else _shown(summary))
-
-
-_ROW_TITLES = {
-    "sites": "sites",
-    "directed_edges": "directed edges",
-    "band_gap_ev": "band gap (eV, DFT)",
-    "formation_energy_ev_per_atom": "formation energy (eV/atom, DFT)",
-}
 
 
 def _shown(summary: dict[str, Any]) -> str:
     """Return what ``data show`` prints for people."""
     import textwrap
 
+    from crystal_gym.datasets.cards import QUANTITIES
     from crystal_gym.evaluation.report import markdown_table
 
     rows = [["per crystal", "mean", "median", "min", "max"]]
     for name, numbers in summary["per_crystal"].items():
-        rows.append([_ROW_TITLES[name], *(f"{n:.2f}" for n in numbers.values())])
+        rows.append([QUANTITIES[name], *(f"{n:.2f}" for n in numbers.values())])
     counts = (
         f"{summary['dataset']}: {summary['crystals']:,} crystals on {summary['skeletons']:,} "
         f"skeletons, {summary['episodes']:,} episodes, {summary['transitions']:,} transitions"

@@ -13,7 +13,7 @@ import numpy as np
 
 from crystal_gym.datasets.trajectories import Trajectories
 
-__all__ = ["DatasetCard", "card_text", "group_card_text"]
+__all__ = ["QUANTITIES", "DatasetCard", "card_text", "group_card_text", "per_crystal"]
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,43 @@ _LICENCES = {
 }
 
 
+QUANTITIES = {
+    "sites": "sites",
+    "directed_edges": "directed edges",
+    "band_gap_ev": "band gap (eV, DFT)",
+    "formation_energy_ev_per_atom": "formation energy (eV/atom, DFT)",
+}
+"""What :func:`per_crystal` is about, in words."""
+
+
+def per_crystal(data: Trajectories) -> dict[str, dict[str, float]]:
+    """Return mean, median, min and max over crystals of each of :data:`QUANTITIES`.
+
+    Args:
+        data: Episodes; each crystal counts once, however many end in it.
+
+    Returns:
+        By quantity, then by ``mean``, ``median``, ``min`` and ``max``.
+    """
+    one_each = data.crystals
+    skeletons = data.skeleton[one_each]
+    columns = {
+        "sites": data.skeletons.n_sites[skeletons],
+        "directed_edges": data.skeletons.n_edges[skeletons],
+        "band_gap_ev": data.band_gap_ev[one_each],
+        "formation_energy_ev_per_atom": data.formation_energy_ev_per_atom[one_each],
+    }
+    return {
+        name: {
+            "mean": float(values.mean()),
+            "median": float(np.median(values)),
+            "min": float(values.min()),
+            "max": float(values.max()),
+        }
+        for name, values in columns.items()
+    }
+
+
 def card_text(card: DatasetCard, data: Trajectories, stored_target_ev: float) -> str:
     """Return the card of a dataset as Markdown with front matter.
 
@@ -128,18 +165,14 @@ def card_text(card: DatasetCard, data: Trajectories, stored_target_ev: float) ->
     Returns:
         Text of a README.md.
     """
-    one_each = data.crystals
+    numbers = per_crystal(data)
     rows = ["| per crystal | mean | median | min | max |", "|---|---:|---:|---:|---:|"]
-    for name, values in (
-        ("sites", data.skeletons.n_sites[data.skeleton[one_each]]),
-        ("band gap (eV, DFT)", data.band_gap_ev[one_each]),
-        ("formation energy (eV/atom, DFT)", data.formation_energy_ev_per_atom[one_each]),
-    ):
-        numbers = (np.mean(values), np.median(values), np.min(values), np.max(values))
-        rows.append(f"| {name} | {' | '.join(f'{n:.2f}' for n in numbers)} |")
+    for name in ("sites", "band_gap_ev", "formation_energy_ev_per_atom"):
+        shown = " | ".join(f"{n:.2f}" for n in numbers[name].values())
+        rows.append(f"| {QUANTITIES[name]} | {shown} |")
     counts = (
-        f"{len(one_each):,} crystals on {len(np.unique(data.skeleton)):,} skeletons, {len(data):,} "
-        f"episodes, {len(data.actions):,} transitions."
+        f"{len(data.crystals):,} crystals on {len(np.unique(data.skeleton)):,} skeletons, "
+        f"{len(data):,} episodes, {len(data.actions):,} transitions."
     )
     head = _FRONT_MATTER.format(
         license=card.license, name=card.dataset_id, size=_size_category(len(data.actions))

@@ -24,8 +24,9 @@ import minari
 
 from crystal_gym.datasets.cards import DatasetCard, card_text, group_card_text
 from crystal_gym.datasets.minari_io import STORED_TARGET_EV, load_trajectories
+from crystal_gym.datasets.trajectories import Trajectories
 from crystal_gym.extras import require_extra
-from crystal_gym.files import read_json
+from crystal_gym.files import first_line, read_json
 from crystal_gym.sets import dataset_dir
 
 __all__ = ["published_name", "upload"]
@@ -64,11 +65,11 @@ def upload(
     namespace = _namespace(to)
     goal = published_name(dataset_id) if published_id is None else published_id
     _require_grouped(goal)
-    load_trajectories(dataset_id)  # refuses what is not here, damaged, or would run code
+    data = load_trajectories(dataset_id)  # refuses what is not here, damaged, or would run code
     group, name = goal.split("/")
     with tempfile.TemporaryDirectory(prefix="crystal-gym-publish-") as temporary:
         staged = Path(temporary) / group / name
-        _stage(dataset_id, goal, staged)
+        _stage(dataset_id, data, goal, staged)
         files = sorted(path for path in staged.rglob("*") if path.is_file())
         size = sum(path.stat().st_size for path in files) / 1e6
         shown = ", ".join(str(path.relative_to(staged)) for path in files)
@@ -112,7 +113,7 @@ def _require_grouped(name: str) -> None:
         )
 
 
-def _stage(dataset_id: str, goal: str, staged: Path) -> None:
+def _stage(dataset_id: str, episodes: Trajectories, goal: str, staged: Path) -> None:
     """Lay out what is uploaded: the dataset's files under its new id, and its card."""
     source = dataset_dir(dataset_id)
     data = staged / "data"
@@ -129,7 +130,7 @@ def _stage(dataset_id: str, goal: str, staged: Path) -> None:
         text = card.read_text(encoding="utf-8")
     else:  # of a dataset that an earlier release built
         told = DatasetCard(dataset_id, str(metadata.get("description", "")))
-        text = card_text(told, load_trajectories(dataset_id), STORED_TARGET_EV)
+        text = card_text(told, episodes, STORED_TARGET_EV)
     (staged / "README.md").write_text(text.replace(dataset_id, goal), encoding="utf-8")
     group = {"description": "Datasets of crystal_gym", "datasets": []}
     note = staged.parent / "namespace_metadata.json"
@@ -227,8 +228,9 @@ def _told_plainly(namespace: str) -> Iterator[None]:
                 f"the token may not write to {namespace!r} on the hub: expected your own user "
                 "name, or an organisation in which you may write"
             ) from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConnectionError(f"the hub answered with an error ({reason}): try again") from error
+        raise ConnectionError(
+            f"the hub answered with an error ({first_line(error)}): try again"
+        ) from error
     except never_answered as error:
         raise ConnectionError(
             f"the hub does not answer ({type(error).__name__}): check the network and try again; "

@@ -48,7 +48,7 @@ from crystal_gym.datasets.trajectories import Trajectories
 from crystal_gym.elements import N_ELEMENTS
 from crystal_gym.envs.crystal_fill import TOLD_PROPERTIES
 from crystal_gym.envs.observations import make_form
-from crystal_gym.files import DAMAGED_NPZ, open_npz, read_json, save_npz, sha256_of
+from crystal_gym.files import DAMAGED_NPZ, first_line, open_npz, read_json, save_npz, sha256_of
 from crystal_gym.oracles import PropertyTable
 from crystal_gym.ragged import run_starts
 from crystal_gym.sets import dataset_dir, is_dataset_id, load_skeleton_file
@@ -191,7 +191,7 @@ def write_dataset(
         ) from error
     except OSError as error:
         raise OSError(
-            f"{target} cannot be written ({str(error).splitlines()[0]}): make room, or set "
+            f"{target} cannot be written ({first_line(error)}): make room, or set "
             "MINARI_DATASETS_PATH to another folder; a dataset that was there is unchanged"
         ) from error
     return target
