@@ -15,8 +15,8 @@ from concurrent.futures import BrokenExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from crystal_gym.arguments import build_parser
-from crystal_gym.terminal import coloured, shows_progress
+from crystal_gym.commands.arguments import build_parser
+from crystal_gym.commands.terminal import coloured, shows_progress
 
 __all__ = ["main"]
 
@@ -82,7 +82,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def _quickstart(options: argparse.Namespace) -> None:
-    from crystal_gym.quickstart import quickstart
+    from crystal_gym.commands.quickstart import quickstart
 
     text = quickstart(
         options.output, minutes=options.minutes, crystals=options.crystals, seed=options.seed
@@ -91,13 +91,13 @@ def _quickstart(options: argparse.Namespace) -> None:
 
 
 def _data(options: argparse.Namespace) -> None:
-    from crystal_gym.data_command import ACTIONS
+    from crystal_gym.commands.data import ACTIONS
 
     ACTIONS[options.run.removeprefix("data_")](options)
 
 
 def _train(options: argparse.Namespace) -> None:
-    from crystal_gym.train_command import train_as_told
+    from crystal_gym.commands.train import train_as_told
 
     text = train_as_told(options)
     if text is not None:
@@ -105,7 +105,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from crystal_gym.evaluate_command import EvaluationConfig, evaluate_policies, planned
+    from crystal_gym.commands.evaluate import EvaluationConfig, evaluate_policies, planned
 
     if options.threads is not None and options.policies:
         from crystal_gym.extras import require_agents
@@ -129,7 +129,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _design(options: argparse.Namespace) -> None:
-    from crystal_gym.design_command import design_compounds, planned
+    from crystal_gym.commands.design import design_compounds, planned
 
     if options.dry_run:
         print(planned(options))
@@ -143,9 +143,9 @@ def _design(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     folder: Path = options.folder
     if (folder / "design.json").exists():
-        from crystal_gym.design_command import write_report
+        from crystal_gym.commands.design import write_report
     elif (folder / "results.json").exists():
-        from crystal_gym.evaluate_command import write_report
+        from crystal_gym.commands.evaluate import write_report
     else:
         raise ValueError(
             f"{folder} holds neither design.json nor results.json: expected the folder of a "
@@ -173,7 +173,7 @@ _NO_RESULTS = (
 
 
 def _label(options: argparse.Namespace) -> None:
-    from crystal_gym.label_command import label_references, label_structures
+    from crystal_gym.commands.label import label_references, label_structures
 
     if options.structures[:1] == ["references"]:
         print(label_references(options))
@@ -182,7 +182,7 @@ def _label(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> None:
-    from crystal_gym.doctor import Health, examine
+    from crystal_gym.commands.doctor import Health, examine
 
     marks = {
         Health.WELL: ("ok ", "green"),

@@ -151,7 +151,7 @@ def _structures(file_name: str) -> Callable[[Path], Feed]:
 
 def _csv(folder: Path) -> Feed:
     """Read one half of the inputs as CDVAE's CSV, the other as fillings."""
-    from crystal_gym.label_command import read_fillings
+    from crystal_gym.commands.label import read_fillings
 
     crystals = _structures("a.csv")(folder)
 
@@ -482,6 +482,6 @@ TARGETS = {
         Target("rows", _rows, _BYTES, ("crystal_gym.envs.observations",)),
         Target("minari", _minari, _BYTES, ("crystal_gym.datasets.minari_io",)),
         Target("models", _models, _BYTES, ("crystal_gym.agents.model_files",)),
-        Target("cli", _cli, _BYTES, ("crystal_gym.cli", "crystal_gym.label_command")),
+        Target("cli", _cli, _BYTES, ("crystal_gym.cli", "crystal_gym.commands.label")),
     )
 }

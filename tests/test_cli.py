@@ -17,12 +17,12 @@ import pytest
 from ase.build import bulk
 
 import crystal_gym
-from crystal_gym import arguments, cli
-from crystal_gym.arguments import SHELLS, build_parser
+from crystal_gym import cli
 from crystal_gym.cli import main
-from crystal_gym.data_command import ACTIONS
+from crystal_gym.commands.arguments import _PRESETS, SHELLS, build_parser
+from crystal_gym.commands.data import ACTIONS
+from crystal_gym.commands.terminal import coloured
 from crystal_gym.oracles.espresso.settings import PRESETS
-from crystal_gym.terminal import coloured
 
 CIF_COLUMNS = ",pretty_formula,cif\n"
 
@@ -236,7 +236,7 @@ def test_every_command_that_is_parsed_is_carried_out():
 
 
 def test_presets_in_help_are_those_of_the_oracle():
-    assert tuple(PRESETS) == arguments._PRESETS
+    assert tuple(PRESETS) == _PRESETS
 
 
 @pytest.mark.parametrize(
@@ -438,7 +438,8 @@ def test_a_reader_that_leaves_is_no_error(words, unbuffered):
 
 def test_help_needs_neither_torch_nor_pymatgen():
     code = (
-        "import sys; from crystal_gym.arguments import build_parser; build_parser().format_help();"
+        "import sys; from crystal_gym.commands.arguments import build_parser;"
+        "build_parser().format_help();"
         "print([m for m in ('torch', 'pymatgen', 'minari', 'scipy', 'ase') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,7 +9,7 @@ import shutil
 import pytest
 from documents import ROOT, RUN, blocks, commands, run_document
 
-from crystal_gym.arguments import build_parser
+from crystal_gym.commands.arguments import build_parser
 from crystal_gym.datasets import build_mini
 
 DOCUMENTS = ["README.md"] + sorted(

@@ -25,8 +25,8 @@ from crystal_gym.agents import (  # noqa: E402
     train,
 )
 from crystal_gym.agents import training as T  # noqa: E402
-from crystal_gym.arguments import TRAIN_SETTINGS  # noqa: E402
 from crystal_gym.cli import main  # noqa: E402
+from crystal_gym.commands.arguments import TRAIN_SETTINGS  # noqa: E402
 from crystal_gym.datasets import build_mini, load_d3rlpy  # noqa: E402
 
 

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from crystal_gym.arguments import BUILT_SETS
+from crystal_gym.commands.arguments import BUILT_SETS
+from crystal_gym.commands.terminal import coloured, shows_progress
 from crystal_gym.suggestions import did_you_mean
-from crystal_gym.terminal import coloured, shows_progress
 
 __all__ = ["ACTIONS"]
 

@@ -94,7 +94,7 @@ def planned(options: argparse.Namespace) -> str:
     if options.relax:
         text += f"; then {options.top} relaxed with CHGNet"
     if options.verify is not None:
-        from crystal_gym.label_command import calculation_of, expected_time
+        from crystal_gym.commands.label import calculation_of, expected_time
 
         oracle = calculation_of(options)
         text += (
@@ -195,7 +195,7 @@ def _verified(
     problem: DesignProblem, candidates: list[Candidate], options: argparse.Namespace
 ) -> tuple[list[Candidate], str]:
     """Calculate the best candidates with pw.x, at the positions of the source."""
-    from crystal_gym.label_command import calculation_of, label_as_told
+    from crystal_gym.commands.label import calculation_of, label_as_told
 
     oracle = calculation_of(options)
     top = candidates[: options.top]

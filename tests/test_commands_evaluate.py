@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from chromium import shown
 
-from crystal_gym import evaluate_command
 from crystal_gym.cli import main
+from crystal_gym.commands import evaluate as evaluate_command
+from crystal_gym.commands.evaluate import EvaluationConfig, evaluate_policies
 from crystal_gym.datasets.build import build_mini
-from crystal_gym.evaluate_command import EvaluationConfig, evaluate_policies
 from crystal_gym.evaluation import Task
 from crystal_gym.oracles import Properties
 

@@ -1,7 +1,7 @@
 """What can be typed after ``crystal-gym``: commands, their options, help and examples.
 
 Importing this takes neither torch nor pymatgen, so that help and tab completion answer at
-once. What a command does lives in :mod:`crystal_gym.cli` and the modules called ``*_command``.
+once. What a command does lives in the module of its name beside this one.
 """
 
 from __future__ import annotations

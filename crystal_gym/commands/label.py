@@ -19,6 +19,7 @@ import numpy as np
 
 from crystal_gym.cdvae import in_brief
 from crystal_gym.cluster import executor_at
+from crystal_gym.commands.terminal import shows_progress
 from crystal_gym.elements import ELEMENTS, symbol_to_token
 from crystal_gym.files import DAMAGED_GZIP, atomic_path, first_line, open_file
 from crystal_gym.labelling import label
@@ -39,7 +40,6 @@ from crystal_gym.oracles.references import (
 )
 from crystal_gym.sets import load_skeletons
 from crystal_gym.structures import read_structures, to_structure
-from crystal_gym.terminal import shows_progress
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

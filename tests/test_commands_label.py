@@ -10,7 +10,7 @@ from made_crystals import cif_text, rocksalt, wurtzite
 from stub_pw import Stub
 
 from crystal_gym.cli import main
-from crystal_gym.label_command import parse_changes, read_fillings
+from crystal_gym.commands.label import parse_changes, read_fillings
 from crystal_gym.oracles import ResultStore, TableOracle, load_table
 from crystal_gym.oracles.espresso.settings import PRESETS
 from crystal_gym.oracles.references import ReferenceEnergies, references_path

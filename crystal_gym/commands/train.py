@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from crystal_gym.arguments import TRAIN_SETTINGS
+from crystal_gym.commands.arguments import TRAIN_SETTINGS
+from crystal_gym.commands.terminal import shows_progress
 from crystal_gym.files import first_line, read_text
-from crystal_gym.terminal import shows_progress
 
 __all__ = ["train_as_told"]
 
@@ -19,7 +19,7 @@ def train_as_told(options: argparse.Namespace) -> str | None:
     """Train what the command line names; return what to print at the end.
 
     Args:
-        options: What was parsed for ``train`` (:mod:`crystal_gym.arguments`).
+        options: What was parsed for ``train`` (:mod:`crystal_gym.commands.arguments`).
 
     Returns:
         The text, or None in all processes of ``torchrun`` but the first.
