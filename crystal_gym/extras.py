@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+from collections.abc import Sequence
 
 __all__ = ["EXTRAS", "missing_modules", "require_agents", "require_extra"]
 
@@ -25,17 +26,18 @@ def missing_modules(extra: str) -> tuple[str, ...]:
     return tuple(m for m in EXTRAS[extra] if importlib.util.find_spec(m) is None)
 
 
-def require_extra(extra: str, what: str) -> None:
+def require_extra(extra: str, what: str, modules: Sequence[str] | None = None) -> None:
     """Refuse to go on without the packages of an extra.
 
     Args:
         extra: A key of :data:`EXTRAS`.
         what: That needs it, in words: the beginning of the sentence.
+        modules: Those of its modules that are needed; all by default.
 
     Raises:
         ImportError: If one of them is not installed; the message names the command to install it.
     """
-    missing = missing_modules(extra)
+    missing = [m for m in missing_modules(extra) if modules is None or m in modules]
     if missing:
         raise ImportError(
             f"{what} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not "

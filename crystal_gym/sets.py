@@ -29,6 +29,7 @@ from crystal_gym.graphs import GeometryCache
 from crystal_gym.skeletons import SkeletonSet, build_skeletons
 
 __all__ = [
+    "BUILDS",
     "DATASETS",
     "bundled_dir",
     "dataset_dir",
@@ -46,6 +47,14 @@ DATASETS = {
     "mp20-val": "crystal-mp20-val-v0",
 }
 """Skeleton sets that come with a Minari dataset, and its id."""
+
+BUILDS = {
+    "crystal-mini-v0": "mini",
+    "crystal-tabular-v0": "tabular",
+    "crystal-mp20-v0": "mp20",
+    "crystal-mp20-val-v0": "mp20",
+}
+"""What ``crystal-gym data build`` makes each Minari dataset from."""
 
 BUNDLED = ("mini", "tabular")
 

@@ -64,6 +64,8 @@ USES = {
     "with executor_at('dask://localhost:1'): pass",
     "postgresql": "from crystal_gym.oracles import ResultStore; ResultStore('postgresql://x/y')",
     "relax": "from crystal_gym.relaxation import Relaxer; Relaxer()",
+    "render": "import gymnasium as gym\n"
+    "gym.make('CrystalFill-v0', target_gap=3.0, render_mode='rgb_array')",
     "report": "from crystal_gym.report.page import _packed_plotly; _packed_plotly()",
 }
 
@@ -79,6 +81,16 @@ def test_every_use_of_an_extra_names_it_where_it_is_missing():
     for name, line in zip(USES, told, strict=True):
         extra = name if name in EXTRAS else "agents"
         assert line.endswith(f"run `pip install 'crystal-gym[{extra}]'`")
+
+
+def test_a_screen_without_matplotlib_is_text():
+    code = (
+        "import sys; sys.modules['matplotlib'] = None; import gymnasium as gym, crystal_gym\n"
+        "env = gym.make('CrystalFill-v0', target_gap=3.0, render_mode='human'); env.reset(seed=0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "found no screen and no notebook, so it prints text" in done.stderr
+    assert "of 6 sites filled" in done.stdout
 
 
 def test_importing_takes_neither_torch_nor_pymatgen():

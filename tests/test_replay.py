@@ -406,6 +406,12 @@ def test_an_unknown_dataset_is_refused_naming_those_at_hand(empty_minari):
         load_d3rlpy("crystal-none-v0")
 
 
+def test_a_known_dataset_that_is_not_built_is_refused_with_how_to_build_it(made_dataset):
+    # One of a similar name is there, and is not what was meant.
+    with pytest.raises(ValueError, match="machine yet: run `crystal-gym data build mp20`$"):
+        load_d3rlpy("crystal-mp20-val-v0")
+
+
 @pytest.mark.parametrize("target", [-1.0, float("nan"), "three", [], True], ids=str)
 def test_a_bad_target_is_refused_before_anything_is_read(target):
     with pytest.raises((ValueError, TypeError), match="target_gap"):

@@ -210,7 +210,7 @@ def test_training_starts_from_saved_weights(dataset_id, tmp_path):
         ({"learning_rate": -1.0}, "learning_rate=-1.0 is not usable"),
         ({"stepz": 3}, "setting 'stepz' is unknown"),
         ({"device": "cuda:7"}, "device='cuda:7' is not here"),
-        ({"validation": "crystal-none-v0"}, "validation='crystal-none-v0' is not on this machine"),
+        ({"validation": "crystal-none-v0"}, "dataset 'crystal-none-v0' is not on this machine"),
         ({"dataset": "crystal-none-v0"}, "dataset 'crystal-none-v0' is not on this machine"),
         ({"target_gap": [-1.0]}, "target_gap"),
     ],

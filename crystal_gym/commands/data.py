@@ -257,19 +257,11 @@ def _cost(crystals: int, seconds_each: float, options: argparse.Namespace) -> st
 
 
 def _show(options: argparse.Namespace) -> None:
-    import minari
     import numpy as np
 
     from crystal_gym.datasets.cards import per_crystal
     from crystal_gym.datasets.minari_io import open_dataset, read_trajectories
 
-    local = minari.list_local_datasets()
-    if options.dataset not in local:
-        raise ValueError(
-            f"dataset {options.dataset!r} is not on this machine"
-            f"{did_you_mean(options.dataset, local)}: `crystal-gym data list` shows what is, "
-            "`crystal-gym data build mp20` builds"
-        )
     dataset = open_dataset(options.dataset)
     data = read_trajectories(dataset, progress=shows_progress())
     summary = {

@@ -51,7 +51,7 @@ from crystal_gym.envs.observations import make_form
 from crystal_gym.files import DAMAGED_NPZ, first_line, open_npz, read_json, save_npz, sha256_of
 from crystal_gym.oracles import PropertyTable
 from crystal_gym.ragged import run_starts
-from crystal_gym.sets import dataset_dir, is_dataset_id, load_skeleton_file
+from crystal_gym.sets import BUILDS, dataset_dir, is_dataset_id, load_skeleton_file
 from crystal_gym.skeletons import Skeleton, SkeletonSet
 from crystal_gym.suggestions import did_you_mean
 
@@ -65,6 +65,7 @@ __all__ = [
     "open_dataset",
     "publish",
     "read_trajectories",
+    "require_dataset",
     "require_dataset_id",
     "write_dataset",
 ]
@@ -414,6 +415,33 @@ def _smallest(integers: NDArray[np.int16]) -> NDArray[Any]:
     return integers.astype(np.int8) if fits else integers
 
 
+def require_dataset(dataset_id: str) -> Path:
+    """Return the folder of a dataset that is on this machine.
+
+    Args:
+        dataset_id: Minari id.
+
+    Returns:
+        The folder of its data, which has metadata.
+
+    Raises:
+        ValueError: If it is not there; the message says how to make it, or what it may be called.
+    """
+    folder = dataset_dir(dataset_id)
+    if (folder / "metadata.json").exists():
+        return folder
+    if dataset_id in BUILDS:
+        raise ValueError(
+            f"dataset {dataset_id!r} is not on this machine yet: run `crystal-gym data build "
+            f"{BUILDS[dataset_id]}`"
+        )
+    local = sorted(minari.list_local_datasets())
+    raise ValueError(
+        f"dataset {dataset_id!r} is not on this machine{did_you_mean(dataset_id, local)}: there "
+        f"are {', '.join(local) or 'none'}; `crystal-gym data build --help` says how to make one"
+    )
+
+
 def open_dataset(dataset_id: str) -> minari.MinariDataset:
     """Open a local dataset, after a look at what it asks for.
 
@@ -429,9 +457,7 @@ def open_dataset(dataset_id: str) -> minari.MinariDataset:
     Raises:
         ValueError: If it is not there, damaged, not HDF5, or names another environment.
     """
-    folder = dataset_dir(dataset_id)
-    if not (folder / "metadata.json").exists():
-        raise ValueError(f"dataset {dataset_id!r} is not on this machine: expected it in {folder}")
+    folder = require_dataset(dataset_id)
     metadata = read_json(folder / "metadata.json")
     try:
         _require_harmless(metadata)
@@ -503,13 +529,6 @@ def load_trajectories(
         ValueError: If the dataset is not there or does not hold compact observations.
     """
     if isinstance(dataset, str):
-        local = minari.list_local_datasets()
-        if dataset not in local:
-            raise ValueError(
-                f"dataset {dataset!r} is not on this machine{did_you_mean(dataset, local)}: there "
-                f"are {', '.join(sorted(local)) or 'none'}; run `crystal-gym data build mp20` or "
-                "`crystal-gym data build mini`"
-            )
         dataset = open_dataset(dataset)
     if isinstance(dataset, Trajectories):
         return dataset

@@ -10,9 +10,8 @@ from __future__ import annotations
 import minari
 import numpy as np
 
-from crystal_gym.datasets.minari_io import load_trajectories
+from crystal_gym.datasets.minari_io import load_trajectories, require_dataset
 from crystal_gym.datasets.trajectories import Trajectories
-from crystal_gym.suggestions import did_you_mean
 
 __all__ = ["SPLITS", "composition_split", "judging_dataset", "load_split"]
 
@@ -67,23 +66,17 @@ def judging_dataset(dataset: str, validation: str | None = None, split: str = "p
     """Return the Minari id whose crystals judge; see :func:`load_split`."""
     if split not in SPLITS:
         raise ValueError(f"split={split!r} is unknown: expected {' or '.join(SPLITS)}")
-    local = minari.list_local_datasets()
     if validation is not None:
         if split == "composition":
             raise ValueError(
                 f"validation={validation!r} does not go with split='composition', which holds out "
                 "crystals of the dataset itself: leave one of the two out"
             )
-        if validation not in local:
-            raise ValueError(
-                f"validation={validation!r} is not on this machine"
-                f"{did_you_mean(validation, local)}: expected a Minari dataset; "
-                "`crystal-gym data list` shows them"
-            )
+        require_dataset(validation)
         return validation
     name, _, number = dataset.rpartition("-")
     beside = f"{name}-val-{number}"
-    return beside if split == "published" and beside in local else dataset
+    return beside if split == "published" and beside in minari.list_local_datasets() else dataset
 
 
 def load_split(

@@ -18,6 +18,7 @@ from crystal_gym.elements import ELEMENTS, N_ELEMENTS, element_mask, reduced_for
 from crystal_gym.envs.observations import MAX_TARGET_EV, make_form
 from crystal_gym.envs.rendering import Outcome, Screen, open_screen, render_ansi, render_rgb
 from crystal_gym.envs.state import State, initial_state, is_terminal, place
+from crystal_gym.extras import require_extra
 from crystal_gym.graphs import breadth_first_order
 from crystal_gym.oracles import (
     Filling,
@@ -162,6 +163,8 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
         _check_choice("mask", mask, MASKS)
         if render_mode is not None:
             _check_choice("render_mode", render_mode, tuple(self.metadata["render_modes"]))
+        if render_mode == "rgb_array":  # human can do without, in text
+            require_extra("render", "render_mode='rgb_array'", modules=["matplotlib"])
         self._failure_reward = _finite("failure_reward", failure_reward)
         self.element_mask = element_mask(elements)
         self._reward = make_reward(reward)

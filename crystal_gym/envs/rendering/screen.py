@@ -60,10 +60,10 @@ def _notebook() -> Any | None:
 
 
 def _has_windows() -> bool:
-    """Return whether matplotlib can open a window; it falls back to files where it cannot."""
-    import matplotlib.pyplot as plt
-
+    """Return whether matplotlib is here and can open a window; it writes files where it cannot."""
     try:
+        import matplotlib.pyplot as plt
+
         backend = plt.get_backend()
         if not plt.get_fignums():  # a backend that was named is first tried here
             plt.switch_backend(backend)
