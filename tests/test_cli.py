@@ -53,7 +53,11 @@ def test_version(capsys):
 def test_build_mini_makes_a_dataset_that_minari_lists(empty_minari, capsys):
     assert main(["data", "build", "mini"]) == 0
     assert "crystal-mini-v0" in minari.list_local_datasets()
-    assert "1,196 episodes, 4,867 transitions" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "354 crystals, 1,196 episodes, 4,867 transitions" in told
+    assert "left out 10: Te on Te-A_mP4_4_2a (entry " in told
+    assert "): timeout; " in told
+    assert told.rstrip().endswith("; and 5 more")
 
 
 def test_show_prints_numbers_with_units(mini_dataset, capsys):

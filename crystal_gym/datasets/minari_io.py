@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,11 @@ from crystal_gym.columns import (
 from crystal_gym.datasets.cards import DatasetCard, card_text
 from crystal_gym.datasets.relabel import terminal_rewards
 from crystal_gym.datasets.trajectories import Trajectories
-from crystal_gym.elements import N_ELEMENTS
+from crystal_gym.elements import N_ELEMENTS, reduced_formula
 from crystal_gym.envs.crystal_fill import TOLD_PROPERTIES
 from crystal_gym.envs.observations import make_form
 from crystal_gym.files import DAMAGED_NPZ, first_line, open_npz, read_json, save_npz, sha256_of
-from crystal_gym.oracles import PropertyTable
+from crystal_gym.oracles import PropertyTable, Status
 from crystal_gym.ragged import run_starts
 from crystal_gym.sets import BUILDS, dataset_dir, is_dataset_id, load_skeleton_file
 from crystal_gym.skeletons import Skeleton, SkeletonSet
@@ -106,8 +107,10 @@ def left_out(problems: dict[str, str]) -> str:
     """Return a line on what was left out, empty where nothing was."""
     if not problems:
         return ""
-    listed = "; ".join(f"{name}: {reason}" for name, reason in list(problems.items())[:5])
-    return f"\n  left out {len(problems)}: {listed}"
+    listed = [f"{name}: {reason}" for name, reason in islice(problems.items(), 5)]
+    if len(problems) > len(listed):
+        listed.append(f"and {len(problems) - len(listed):,} more")
+    return f"\n  left out {len(problems):,}: {'; '.join(listed)}"
 
 
 def require_dataset_id(dataset_id: str) -> None:
@@ -140,21 +143,31 @@ def publish(
         card: Of the dataset.
         trajectories: Its episodes.
         table: Its crystals.
-        problems: Reason by the name of each crystal that was left out.
+        problems: Reason by the name of each crystal that did not reach the table.
         progress: Show a progress bar on standard error.
 
     Returns:
-        What was made and what was left out.
+        What was made, and what was left out of the table or of the episodes.
     """
     path = write_dataset(card, trajectories, table, progress=progress)
     return BuildReport(
         card.dataset_id,
         path,
-        len(table),
+        len(trajectories.crystals),
         len(trajectories),
         len(trajectories.actions),
-        problems,
+        problems | _without_result(table),
     )
+
+
+def _without_result(table: PropertyTable) -> dict[str, str]:
+    """Return the crystals whose calculation failed, of which no episode is made, and how."""
+    problems = {}
+    for entry in np.flatnonzero(table.status != Status.OK.value).tolist():
+        skeleton = table.skeletons[int(table.skeleton[entry])].name
+        formula = reduced_formula(table.entry_tokens(entry))
+        problems[f"{formula} on {skeleton} (entry {entry})"] = str(table.status[entry])
+    return problems
 
 
 def write_dataset(
