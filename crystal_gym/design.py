@@ -26,7 +26,6 @@ from crystal_gym.elements import (
     reduced_formula,
     symbol_to_token,
 )
-from crystal_gym.envs.crystal_fill import check_target_gap
 from crystal_gym.evaluation.properties import IN_RANGE_EV
 from crystal_gym.evaluation.rollout import Task, Valued
 from crystal_gym.evaluation.search import beam_search, sample_fillings
@@ -34,6 +33,7 @@ from crystal_gym.oracles.base import Filling, FillingOracle, Properties, Status
 from crystal_gym.rewards import FormationReward
 from crystal_gym.skeletons import Skeleton, SkeletonSet, build_skeletons
 from crystal_gym.structures import cell_from_structure, site_symbols, to_structure
+from crystal_gym.targets import check_target_gap
 from crystal_gym.validity import are_common, charge_assignment, electronegativity
 
 if TYPE_CHECKING:

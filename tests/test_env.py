@@ -30,6 +30,7 @@ from crystal_gym.elements import ELEMENTS, symbol_to_token
 from crystal_gym.envs.observations import FORMS
 from crystal_gym.oracles import Properties, Status, TableOracle
 from crystal_gym.sets import load_skeletons
+from crystal_gym.targets import UNIFORM_RANGE_EV
 from crystal_gym.testing import FixedOracle
 
 FORM_NAMES = list(FORMS)
@@ -335,6 +336,47 @@ def test_choosing_the_skeleton_leaves_the_drawn_start_as_it_is(make):
     assert chosen["focus"] == drawn["focus"]
 
 
+def targets_of(env, episodes):
+    return [float(env.reset(seed=s)[0]["target_gap"][0]) for s in range(episodes)]
+
+
+def test_each_episode_draws_one_target_of_a_list(make):
+    drawn = targets_of(make(target_gap=[1.0, 2.0, 5.0]), 300)
+    values, counts = np.unique(drawn, return_counts=True)
+    assert values.tolist() == [1.0, 2.0, 5.0]
+    assert counts.min() > 70
+
+
+def test_each_episode_draws_a_target_from_the_uniform_range(make):
+    counts, _ = np.histogram(targets_of(make(target_gap="uniform"), 300), 6, UNIFORM_RANGE_EV)
+    assert counts.sum() == 300
+    assert counts.min() > 30
+
+
+def test_a_drawn_target_enters_the_reward(make, table):
+    env, entry = make(target_gap="uniform"), table.properties(0)
+    observation, _ = env.reset(seed=5, options={"skeleton": "rocksalt"})
+    target = env.unwrapped.state.target_gap
+    assert observation["target_gap"].tolist() == [np.float32(target)]
+    expected = eqn_7(entry.formation_energy_ev_per_atom, entry.band_gap_ev, target)
+    assert fill(env, ["Na", "Cl"])[1] == pytest.approx(expected, rel=0, abs=1e-12)
+
+
+def test_drawing_a_target_leaves_skeleton_and_start_as_they_are(make):
+    fixed, drawn = make(target_gap=3.0), make(target_gap="uniform")
+    for seed in range(5):
+        assert fixed.reset(seed=seed)[1]["skeleton"] == drawn.reset(seed=seed)[1]["skeleton"]
+        assert fixed.unwrapped.state.traversal == drawn.unwrapped.state.traversal
+
+
+def test_choosing_the_skeleton_leaves_the_drawn_target_as_it_is(make):
+    env = make(target_gap="uniform")
+    env.reset(seed=8)
+    target = env.unwrapped.state.target_gap
+    env.reset(seed=8, options={"skeleton": "rocksalt", "start_site": 0})
+    assert env.unwrapped.state.target_gap == target
+
+
 def test_a_target_of_the_options_holds_for_one_episode(make):
     env = make(target_gap=3.0)
     observation, _ = env.reset(seed=0, options={"target_gap": 1.12})
@@ -457,9 +499,13 @@ def test_a_skeleton_without_calculated_fillings_is_refused(make):
         (-1.0, ValueError, "target_gap=-1.0 eV is no band gap: expected a number from 0"),
         (float("nan"), ValueError, "target_gap=nan eV is no band gap"),
         (float("inf"), ValueError, "target_gap=inf eV is no band gap"),
-        ("three", TypeError, "target_gap='three' is not a number: expected a band gap in eV"),
+        ("three", ValueError, "target_gap='three' is unknown: expected a number in eV, 'uniform'"),
         (True, TypeError, "target_gap=True is not a number"),
-        ([3.0], TypeError, r"target_gap=\[3.0\] is not a number"),
+        ({3.0}, TypeError, r"target_gap=\{3.0\} is not a number: expected a band gap in eV"),
+        ([], TypeError, r"target_gap=\[\] is not usable: expected a non-empty list"),
+        ([1.0, -2.0], ValueError, "target_gap=-2.0 eV is no band gap"),
+        ("hindsight", ValueError, "target_gap='hindsight' is for stored episodes"),
+        ([3.0, "hindsight"], ValueError, "target_gap='hindsight' is for stored episodes"),
     ],
     ids=str,
 )

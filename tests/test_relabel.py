@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from made_crystals import eqn_7, eqn_16
 
-from crystal_gym.datasets.relabel import UNIFORM_RANGE_EV, TargetSampler, terminal_rewards
+from crystal_gym.datasets.relabel import terminal_rewards
 from crystal_gym.oracles import TableOracle
+from crystal_gym.targets import UNIFORM_RANGE_EV, TargetSampler
 
 GAPS = np.array([0.0, 1.5, 4.0, 2.5] * 500)
 

@@ -68,6 +68,8 @@ def same_infos(ours, theirs):
         {"observation": "space", "target_gap": 2.0},
         {"observation": "compact", "reward": "total_energy", "failure_reward": -1.0},
         {"observation": "packed"},
+        {"observation": "compact", "target_gap": "uniform"},
+        {"observation": "graph", "target_gap": [1.12, 2.0, "uniform"], "site_order": "shuffled"},
         {"skeletons": "tabular", "observation": "graph", "target_gap": 3.0},
         {"skeletons": "mini", "mask": "charge_neutral", "observation": "compact"},
     ],

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from crystal_gym.charge_masks import ChargeNeutralMask
 from crystal_gym.datasets.splits import judging_dataset, load_split
 from crystal_gym.datasets.trajectories import Trajectories, in_source_order
-from crystal_gym.envs.crystal_fill import check_target_gap, make_oracle
+from crystal_gym.envs.crystal_fill import make_oracle
 from crystal_gym.evaluation.baselines import (
     Designer,
     MajorityPolicy,
@@ -66,6 +66,7 @@ from crystal_gym.files import (
     sha256_of,
 )
 from crystal_gym.oracles import Oracle, SurrogateOracle, TableOracle
+from crystal_gym.targets import check_target_gap
 
 __all__ = ["EvaluationConfig", "evaluate_policies", "planned", "write_report"]
 

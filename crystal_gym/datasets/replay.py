@@ -19,7 +19,8 @@ from d3rlpy.dataset import Episode, ReplayBuffer, Signature, Transition, Transit
 from numpy.typing import NDArray
 
 from crystal_gym.datasets.minari_io import load_trajectories
-from crystal_gym.datasets.relabel import TargetSampler, terminal_rewards
+from crystal_gym.datasets.relabel import terminal_rewards
+from crystal_gym.targets import TargetSampler
 from crystal_gym.datasets.trajectories import Trajectories
 from crystal_gym.element_embedding import EMBEDDING
 from crystal_gym.elements import N_ELEMENTS

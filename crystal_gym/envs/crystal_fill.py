@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from crystal_gym.charge_masks import ChargeNeutralMask
 from crystal_gym.elements import ELEMENTS, N_ELEMENTS, element_mask, reduced_formula
-from crystal_gym.envs.observations import MAX_TARGET_EV, make_form
+from crystal_gym.envs.observations import make_form
 from crystal_gym.envs.rendering import Outcome, Screen, open_screen, render_ansi, render_rgb
 from crystal_gym.envs.state import State, initial_state, is_terminal, place
 from crystal_gym.extras import require_extra
@@ -34,8 +34,9 @@ from crystal_gym.oracles.surrogate import SurrogateOracle, holds_surrogate
 from crystal_gym.rewards import Reward, make_reward
 from crystal_gym.sets import is_named_set, load_skeletons
 from crystal_gym.skeletons import Skeleton, SkeletonSet
+from crystal_gym.targets import TargetSampler, check_target_gap
 
-__all__ = ["CrystalFillEnv", "check_target_gap"]
+__all__ = ["CrystalFillEnv"]
 
 SITE_ORDERS = ("canonical", "shuffled", "source")
 MASKS = ("elements", "table", "charge_neutral")
@@ -100,7 +101,8 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
     (``"ok"`` or why there is no answer) and ``provenance``.
 
     ## Arguments
-    - ``target_gap``: eV, >= 0, or None (default): the unconditional task.
+    - ``target_gap``: eV, >= 0; a list of these, or ``"uniform"`` (0 to 6 eV), from which every
+      reset draws one; or None (default): the unconditional task.
     - ``skeletons``: ``"mini"`` (bundled, default), ``"tabular"`` (bundled, every valid filling of
       small skeletons calculated), ``"mp20"``, ``"mp20-val"``, a path (CIF, POSCAR, extended XYZ,
       ASE database, CSV, a folder of these), or Structure/Atoms objects.
@@ -144,7 +146,7 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
 
     def __init__(
         self,
-        target_gap: float | None = None,
+        target_gap: float | Sequence[float | str] | str | None = None,
         *,
         skeletons: Any = "mini",
         oracle: str | Path | Oracle = "table",
@@ -156,7 +158,8 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
         site_order: str = "canonical",
         render_mode: str | None = None,
     ) -> None:
-        self._target_gap = check_target_gap(target_gap)
+        self._targets = TargetSampler(target_gap)
+        self._targets.draw(np.random.default_rng(0))  # what cannot be drawn is refused here
         _check_choice("site_order", site_order, SITE_ORDERS)
         if mask is None:  # in a set with every filling calculated, the table is the world
             mask = "table" if isinstance(skeletons, str) and skeletons == "tabular" else "elements"
@@ -174,7 +177,7 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
         if site_order == "source":
             self.skeletons, self.oracle = _in_source_order(self.skeletons, self.oracle)
         self.mask_rule = _mask_rule(mask, self.oracle, self.element_mask)
-        self.form = make_form(observation, self.skeletons, conditional=self._target_gap is not None)
+        self.form = make_form(observation, self.skeletons, conditional=self._targets.conditional)
         self._kept: dict[int, Skeleton] = {}
         self.observation_space = self.form.space
         self.action_space = spaces.Discrete(N_ELEMENTS)
@@ -307,16 +310,19 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
             raise ValueError(
                 f"reset option {unknown[0]!r} is unknown: expected {', '.join(RESET_OPTIONS)}"
             )
-        # Both draws are made whatever the options say, so that fixing one leaves the other as is.
+        # All draws are made whatever the options say, so that fixing one leaves the others as are.
         drawn = int(generator.integers(len(self.skeletons)))
         fraction = float(generator.random())
+        target = self._targets.draw(generator)
         skeleton = self._choose_skeleton(options.get("skeleton"), drawn)
         start = options.get("start_site")
         start = int(fraction * skeleton.n_sites) if start is None else _integer("start_site", start)
         shuffled = self._site_order == "shuffled"
         rank = generator.permutation(skeleton.n_sites) if shuffled else None
         traversal = breadth_first_order(skeleton.neighbours, start, rank)
-        return initial_state(skeleton, traversal, self._choose_target(options))
+        if "target_gap" in options:
+            target = self._check_target(options["target_gap"])
+        return initial_state(skeleton, traversal, target)
 
     def evaluate(self, fillings: Sequence[Filling]) -> Sequence[Properties]:
         """Return what the oracle says of finished crystals, in order.
@@ -408,12 +414,10 @@ class CrystalFillEnv(gym.Env[Any, np.int64]):
             skeleton = self._kept[number] = self.skeletons[number]
         return skeleton
 
-    def _choose_target(self, options: Mapping[str, Any]) -> float | None:
-        if "target_gap" not in options:
-            return self._target_gap
-        target = check_target_gap(options["target_gap"])
-        if (target is None) != (self._target_gap is None):
-            kind = "None" if self._target_gap is None else "a number"
+    def _check_target(self, target_gap: Any) -> float | None:
+        target = check_target_gap(target_gap)
+        if (target is None) == self._targets.conditional:
+            kind = "a number" if self._targets.conditional else "None"
             raise ValueError(
                 f"options target_gap={target!r}: this environment was made with target_gap={kind}, "
                 "which fixes its observation space; make another one for the other task"
@@ -467,35 +471,6 @@ def require_allowed(action: int, mask: NDArray[np.int8], where: str = "") -> Non
             f"action {action} ({ELEMENTS[action]}){where} is masked here: choose one that "
             "info['action_mask'] allows"
         )
-
-
-def check_target_gap(target_gap: Any) -> float | None:
-    """Return the target in eV.
-
-    Args:
-        target_gap: A number from 0 to 1000, in eV, or None for the unconditional task.
-
-    Returns:
-        A float in eV; None for None.
-
-    Raises:
-        TypeError: If it is not a number.
-        ValueError: If it is negative, not finite or absurdly large.
-    """
-    if target_gap is None:
-        return None
-    if isinstance(target_gap, bool) or not isinstance(target_gap, numbers.Real):
-        raise TypeError(
-            f"target_gap={target_gap!r} is not a number: expected a band gap in eV such as 3.0, or "
-            "None for the unconditional task"
-        )
-    value = float(target_gap)
-    if not 0 <= value <= MAX_TARGET_EV:  # also False for NaN
-        raise ValueError(
-            f"target_gap={target_gap!r} eV is no band gap: expected a number from 0 to "
-            f"{MAX_TARGET_EV:g}, or None for the unconditional task"
-        )
-    return value
 
 
 def make_oracle(oracle: Any, skeletons: Any = "mini") -> Oracle:

@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from crystal_gym.columns import require_range
 from crystal_gym.elements import N_ELEMENTS
 from crystal_gym.skeletons import Skeleton, SkeletonSet, registered_set
+from crystal_gym.targets import MAX_TARGET_EV
 
 __all__ = [
     "COMPACT_HEADER",
@@ -52,9 +53,6 @@ PACKED_HEADER = (
 
 MIN_ROW_SITES = 20
 """Compact rows are at least this wide, so that one network serves MP-20 and smaller sets."""
-
-MAX_TARGET_EV = 1e3
-"""Upper bound of the target in the spaces (eV): far above any gap, and finite."""
 
 
 def compact_rows(

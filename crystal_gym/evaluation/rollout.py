@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from crystal_gym.datasets.trajectories import Trajectories, start_sites
-from crystal_gym.envs.crystal_fill import check_target_gap
 from crystal_gym.envs.observations import compact_rows
 from crystal_gym.graphs import breadth_first_order
 from crystal_gym.skeletons import SkeletonSet
+from crystal_gym.targets import check_target_gap
 
 __all__ = ["MaskRule", "Policy", "Task", "Valued", "mask_of", "rollout"]
 
