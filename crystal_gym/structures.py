@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 __all__ = [
+    "EMPTY_SYMBOLS",
     "MIN_DISTANCE",
     "cell_from_structure",
     "parse_cif",
@@ -29,6 +30,9 @@ __all__ = [
     "site_symbols",
     "to_structure",
 ]
+
+EMPTY_SYMBOLS = ("X", "X0")
+"""What ASE and pymatgen call a site without an element."""
 
 MIN_DISTANCE = 0.5
 """Å. Closer sites overlap: the shortest bond of all, in H2, is 0.74 Å."""
@@ -203,7 +207,7 @@ def site_symbols(structure: Structure) -> list[str]:
 
 def _token(species: Any, label: str) -> int:
     symbol = getattr(species, "symbol", str(species))
-    if symbol in ("X", "X0"):
+    if symbol in EMPTY_SYMBOLS:
         return EMPTY
     try:
         return symbol_to_token(symbol)

@@ -14,7 +14,7 @@ from crystal_gym.extras import require_extra
 from crystal_gym.oracles.base import Filling, Properties, Status
 from crystal_gym.oracles.references import formation_energy, total_energy
 from crystal_gym.skeletons import build_skeletons
-from crystal_gym.structures import cell_from_structure, site_symbols, to_structure
+from crystal_gym.structures import EMPTY_SYMBOLS, cell_from_structure, site_symbols, to_structure
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -155,5 +155,5 @@ def _status_of(structure: Any) -> Status:
         crystal = to_structure(structure)
     except ValueError:
         return Status.GEOMETRY
-    strange = crystal.is_ordered and set(site_symbols(crystal)) - {*ELEMENTS, "X", "X0"}
+    strange = crystal.is_ordered and set(site_symbols(crystal)) - {*ELEMENTS, *EMPTY_SYMBOLS}
     return Status.UNSUPPORTED_ELEMENT if strange else Status.GEOMETRY

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from crystal_gym.files import atomic_path
 from crystal_gym.report import page
 from crystal_gym.report.crystals import scene
-from crystal_gym.structures import site_symbols, to_structure
+from crystal_gym.structures import EMPTY_SYMBOLS, site_symbols, to_structure
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -72,7 +72,7 @@ def show_crystal(crystal: Any, title: str | None = None) -> CrystalView:
     """
     made = getattr(getattr(crystal, "unwrapped", crystal), "structure", None)
     structure = made() if callable(made) else to_structure(crystal)
-    symbols = [None if s in ("X", "X0") else s for s in site_symbols(structure)]
+    symbols = [None if s in EMPTY_SYMBOLS else s for s in site_symbols(structure)]
     title = title or _formula(structure, symbols)
     drawn = scene(structure.lattice.matrix, structure.frac_coords, symbols, title)
     hint = "<p>Drag to turn, scroll or pinch to zoom.</p>"
