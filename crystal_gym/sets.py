@@ -87,9 +87,10 @@ def dataset_dir(dataset_id: str) -> Path:
         ValueError: If the id is not of Minari's form, and so might lead out of its folder.
     """
     if not is_dataset_id(dataset_id):
+        meant = next((i for i, name in BUILDS.items() if name == dataset_id), "crystal-mine-v0")
         raise ValueError(
             f"dataset id {dataset_id!r} is not of Minari's form: expected letters, digits, dashes "
-            "and a version, such as crystal-mine-v0"
+            f"and a version, such as {meant}"
         )
     from minari.storage.datasets_root_dir import get_dataset_path
 

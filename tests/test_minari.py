@@ -427,6 +427,11 @@ def test_a_dataset_id_does_not_lead_out_of_its_folder(dataset_id):
         dataset_dir(dataset_id)
 
 
+def test_the_name_of_a_set_is_answered_with_the_id_of_its_dataset():
+    with pytest.raises(ValueError, match="and a version, such as crystal-mp20-v0$"):
+        dataset_dir("mp20")
+
+
 # -- whole or not at all ------------------------------------------------------------------------
 
 
