@@ -61,7 +61,7 @@ policy: $(VENV)/ready
 
 # The bundled surrogate, half an hour, after `crystal-gym data build` of mp20 and mp20-metals.
 surrogate: $(VENV)/ready
-	$(TRAIN) surrogate --table mp20-metals --steps 2000 --evaluate-every 500 -o runs/surrogate
+	$(TRAIN) surrogate --tables mp20-metals tabular --steps 2000 --evaluate-every 500 -o runs/surrogate
 	$(BIN)/python scripts/bundle_surrogate.py runs/surrogate
 
 # Kills and soaks of docs/reliability.md, three hours in all.

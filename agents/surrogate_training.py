@@ -53,10 +53,9 @@ __all__ = ["LabelledCrystals", "SurrogateConfig", "train_surrogate"]
 _POOL = 8
 """Batches are drawn by size of the crystal within so many: padding is a third of the work else."""
 _TABLE_SHARE = 0.25
-"""Crystals of the table in a step, for each of the dataset."""
+"""Crystals of a table in a step, for each of the dataset."""
 _SMOOTHING = 0.1
 """Of the labels metal and not: a network that is sure of all of them learns the wrong ones too."""
-_OF_TABLE = "table_metal_accuracy"
 _ENERGY_WEIGHT, _METAL_WEIGHT, _SCALE_WEIGHT = 4.0, 0.5, 0.1
 """Of the losses beside the gap's: an error of 0.05 eV/atom weighs as one of 0.2 eV in the gap."""
 
@@ -67,11 +66,11 @@ class SurrogateConfig:
 
     Attributes:
         dataset: Minari id; each of its labelled crystals is used once.
-        table: Name or path of a property table (:func:`crystal_gym.oracles.load_table`) whose
-            crystals are learned from as well; every step sees one for four of the dataset. What it
-            does not know, such as energies of ``mp20-metals``, it does not teach. Empty for none.
-        held_out: Share of the crystals of either that no member learns from: the standard
-            deviations are calibrated on the dataset's, the warning of unlike crystals on both.
+        tables: Names or paths of property tables (:func:`crystal_gym.oracles.load_table`) whose
+            crystals are learned from as well; every step sees one of each for four of the dataset.
+            What a table does not know, such as energies of ``mp20-metals``, it does not teach.
+        held_out: Share of the crystals of each that no member learns from: the standard
+            deviations are calibrated on the dataset's, the warning of unlike crystals on all.
         members: Networks of the ensemble. They differ in their random start.
         width: Features of a site.
         layers: Rounds of attention and messages.
@@ -93,7 +92,7 @@ class SurrogateConfig:
     """
 
     dataset: str = "crystal-mp20-v0"
-    table: str = ""
+    tables: tuple[str, ...] = ()
     held_out: float = 0.08
     members: int = 4
     width: int = 96
@@ -119,6 +118,9 @@ class SurrogateConfig:
         require(self, "heads", self.width % self.heads == 0, f"a divisor of width={self.width}")
         require(self, "held_out", 0 < self.held_out <= 0.5, "a share above 0 and up to 0.5")
         require(self, "dropout", 0 <= self.dropout < 1, "a share from 0 to below 1")
+        named = isinstance(self.tables, tuple) and all(isinstance(t, str) for t in self.tables)
+        require(self, "tables", named, "a list of names or paths")
+        require(self, "tables", len({*self.tables}) == len(self.tables), "each of them once")
         require(self, "seed", 0 <= self.seed < 2**32, "a whole number from 0 to 2^32 - 1")
 
     @classmethod
@@ -277,10 +279,10 @@ class _Run(TrainingRun):
         crystals = LabelledCrystals.of_trajectories(load_trajectories(config.dataset))
         size = config.batch_size
         self.parts = [_Part.of(crystals, f"dataset={config.dataset!r}", config, size)]
-        if config.table:
-            crystals = LabelledCrystals.of_table(load_table(config.table))
-            size = max(1, round(_TABLE_SHARE * size))
-            self.parts.append(_Part.of(crystals, f"table={config.table!r}", config, size))
+        size = max(1, round(_TABLE_SHARE * size))
+        for name in config.tables:
+            crystals = LabelledCrystals.of_table(load_table(name))
+            self.parts.append(_Part.of(crystals, f"table {name!r}", config, size))
         super().__init__(config, folder, processes, device)
         d3rlpy.seed(config.seed)
         self.network = Surrogate(
@@ -300,7 +302,7 @@ class _Run(TrainingRun):
     def measures(self) -> tuple[str, ...]:
         """Names of what an evaluation gives."""
         names = [f.name for f in dataclasses.fields(SurrogateScores)]
-        return (*names, *([_OF_TABLE] if self.config.table else []))
+        return (*names, *map(_of_table, self.config.tables))
 
     @property
     def shown(self) -> dict[str, str]:
@@ -316,10 +318,10 @@ class _Run(TrainingRun):
         seen: list[dict[str, Tensor]] = []
         self.network.train()
         for member in self.members:
-            losses, *of_table = (_losses(member(batch), labels) for batch, labels in batches)
-            if of_table:
-                table_loss = torch.stack(list(of_table[0].values())).sum()
-                losses["table_loss"] = _TABLE_SHARE * table_loss
+            losses, *of_tables = (_losses(member(batch), labels) for batch, labels in batches)
+            if of_tables:
+                of_all = torch.stack([loss for of_one in of_tables for loss in of_one.values()])
+                losses["table_loss"] = _TABLE_SHARE * of_all.sum()
             torch.stack(list(losses.values())).sum().backward()
             seen.append(losses)
         found = {k: float(torch.stack([s[k].detach() for s in seen]).mean()) for k in seen[0]}
@@ -349,12 +351,13 @@ class _Run(TrainingRun):
             "held_out": dataclasses.asdict(scores),
         }
         measures = dataclasses.asdict(scores)
-        for part in self.parts[1:]:
-            measures[_OF_TABLE] = self._metal_accuracy(part.held_out)
-            metadata["table"] = {
+        metadata["tables"] = {}
+        for name, part in zip(self.config.tables, self.parts[1:], strict=True):
+            measures[_of_table(name)] = self._metal_accuracy(part.held_out)
+            metadata["tables"][name] = {
                 "training_crystals": len(part.training),
                 "held_out_crystals": len(part.held_out),
-                "metal_accuracy": measures[_OF_TABLE],
+                "metal_accuracy": measures[_of_table(name)],
             }
         save_surrogate(self.averaged, self.folder / "surrogate", metadata)
         return measures
@@ -388,6 +391,11 @@ class _Run(TrainingRun):
             self.schedule.load_state_dict(state["schedule"])
             self.step, self.seconds = state["step"], state["seconds"]
         self.cut_log()
+
+
+def _of_table(name: str) -> str:
+    """Return what the measure of a table's held-out crystals is called."""
+    return f"metal_accuracy {name}"
 
 
 def _losses(found: MemberOutput, labels: Tensor) -> dict[str, Tensor]:

@@ -1,14 +1,15 @@
 """Designed crystals calculated with Quantum ESPRESSO: do they have the gap that was asked for?
 
-    python benchmarks/dft_check.py --bc RUN --c-cql RUN [--crystals 40] [--workers 2]
+    python benchmarks/dft_check.py [--bc RUN] [--crystals 40] [--workers 2]
 
 The same skeletons for every method and target: drawn (seed 0) from the validation skeletons of at
-most 8 sites. Methods: greedy cloning, greedy c-CQL, and the search of `crystal-gym design` (beam of
-the c-CQL policy under the charge-neutral mask, the best by the surrogate's expected reward).
+most 8 sites. Methods: greedy cloning (the designs of the table where --bc names no run), greedy
+c-CQL (the bundled policy, or --c-cql RUN), and the search of `crystal-gym design` (beam of the
+c-CQL policy under the charge-neutral mask, the best by the surrogate's expected reward).
 Preset `fast`, within 3 meV of the label settings. Calculations are stored one by one in a database
 (--cache), and the table docs/results/dft_check.csv holds what is finished when the command ends or
-is stopped by Ctrl-C: it goes on where it was, on another machine too, since what the table holds is
-not calculated again. --summary prints what the table holds so far.
+is stopped by Ctrl-C: it goes on where it was, on another machine too. What this table holds, or
+that of the first check, is not calculated again. --summary prints what a table holds so far.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from crystal_gym.oracles import CachedOracle, EspressoOracle, Filling
 from crystal_gym.oracles.surrogate import SurrogateOracle
 
 TABLE = Path("docs/results/dft_check.csv")
+FIRST = Path("docs/results/dft_check_first.csv")  # its search asked the surrogate bundled before
 TARGETS_EV = (1.12, 2.0, 3.0, 4.0)
 MAX_SITES = 8
 PREDICTED = (
@@ -57,8 +59,11 @@ def drawn_task(count: int) -> Task:
 
 
 def designs(options, task: Task, surrogate) -> list[dict]:
-    cloning, conditional = load_policy(options.bc), load_policy(options.c_cql)
-    made = [("bc", None, rollout(cloning, task, None))]
+    conditional = load_policy(options.c_cql)
+    if options.bc:
+        made = [("bc", None, rollout(load_policy(options.bc), task, None))]
+    else:
+        made = [("bc", None, cloned_before(task))]
     for target in TARGETS_EV:
         made.append(("c-cql", target, rollout(conditional, task, target)))
         found = best_by_reward(conditional, surrogate, task, target, progress=True)
@@ -93,6 +98,25 @@ def designs(options, task: Task, surrogate) -> list[dict]:
     return rows
 
 
+def cloned_before(task: Task) -> np.ndarray:
+    """Return what cloning made of each skeleton when the table was written."""
+    cloned = {r["skeleton"]: tokens_of(r) for r in read(TABLE) if r["method"] == "bc"}
+    tokens = np.zeros((len(task), task.skeletons.max_sites), np.int16)
+    for row, number in enumerate(task.skeleton.tolist()):
+        name = task.skeletons[number].name
+        if name not in cloned:
+            raise SystemExit(f"{TABLE} holds no filling of {name} by cloning: name its run by --bc")
+        tokens[row, : len(cloned[name])] = cloned[name]
+    return tokens
+
+
+def read(path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def crystal_of(row: dict, skeletons: dict) -> tuple[str, bytes]:
     skeleton = skeletons[row["skeleton"]]
     return skeleton.key, skeleton.canonical_tokens(tokens_of(row))
@@ -109,13 +133,12 @@ def write(rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def summary() -> str:
+def summary(path: Path) -> str:
     """Return success, nu, kappa, errors and energies with 95% intervals, DFT beside surrogate.
 
     A calculation that failed is a miss; one that is still to be done is left out and counted.
     """
-    with TABLE.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read(path)
     rare = rare_gap(load_trajectories("crystal-mp20-v0"))
     header = ["method", "target (eV)", "calculated", "success % (DFT)"]
     header += [
@@ -169,26 +192,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bc", help="run of cloning")
     parser.add_argument("--c-cql", help="run of c-CQL")
-    parser.add_argument("--summary", action="store_true")
+    parser.add_argument("--summary", nargs="?", type=Path, const=TABLE, metavar="TABLE")
     parser.add_argument("--crystals", type=int, default=40)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--cache")
     parser.add_argument("--timeout", type=float, default=1200.0)
     options = parser.parse_args()
     if options.summary:
-        print(summary())
+        print(summary(options.summary))
         return
-    if not options.bc or not options.c_cql:
-        parser.error("--bc and --c-cql name the runs that design: expected both, or --summary")
     torch.set_num_threads(1)
     task = drawn_task(options.crystals)
     skeletons = {task.skeletons[n].name: task.skeletons[n] for n in task.skeleton.tolist()}
     known: dict[tuple[str, bytes], dict] = {}
-    if TABLE.exists():
-        with TABLE.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if row["dft_status"] and row["skeleton"] in skeletons:
-                    known[crystal_of(row, skeletons)] = {n: row[n] for n in CALCULATED}
+    for row in (*read(FIRST), *read(TABLE)):
+        if row["dft_status"] and row["skeleton"] in skeletons:
+            known[crystal_of(row, skeletons)] = {n: row[n] for n in CALCULATED}
     rows = designs(options, task, SurrogateOracle())
     todo: dict[tuple[str, bytes], Structure] = {}
     for row in rows:

@@ -9,6 +9,7 @@ predictions are not. Writes surrogate.json and surrogate.png.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import time
 from pathlib import Path
@@ -21,13 +22,17 @@ from scipy.stats import spearmanr
 from crystal_gym.agents.surrogate import load_surrogate
 from crystal_gym.agents.surrogate_training import LabelledCrystals
 from crystal_gym.datasets.replay import load_trajectories
+from crystal_gym.elements import symbol_to_token
 from crystal_gym.evaluation.intervals import estimates, ratio
 from crystal_gym.evaluation.report import markdown_table
+from crystal_gym.oracles import Filling
+from crystal_gym.oracles.surrogate import SurrogateOracle
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import NullFormatter
 
+DESIGNS = Path("docs/results/dft_check_first.csv")
 KINDS = ("gap (eV)", "formation energy (eV/atom)")
 
 
@@ -63,7 +68,7 @@ def main() -> None:
         "measures_with_95_percent_intervals": measured,
         "share_of_metals": zero,
         "settings": metadata.get("settings"),
-        "table": metadata.get("table"),
+        "tables": metadata.get("tables"),
         "training_minutes": round(metadata.get("seconds", 0.0) / 60, 1),
         "predictions_per_cpu_s": round(rate),
         "unlike_training": float(found.unlike_training.mean()),
@@ -76,11 +81,10 @@ def main() -> None:
     print(
         f"{rate:.0f} predictions/CPU-s; {100 * found.unlike_training.mean():.1f}% unlike training\n"
     )
-    if table := metadata.get("table"):
+    for name, table in metadata.get("tables", {}).items():
         print(
-            f"of the table {metadata['settings']['table']}: a gap or none is right for "
-            f"{100 * table['metal_accuracy']:.1f}% of {table['held_out_crystals']:,} crystals that "
-            "were held out\n"
+            f"of the table {name}: a gap or none is right for {100 * table['metal_accuracy']:.1f}% "
+            f"of {table['held_out_crystals']:,} crystals that were held out\n"
         )
     for column, kind in enumerate(KINDS):
         rows, bins = reliability(errors[:, column], stds[:, column])
@@ -99,6 +103,7 @@ def main() -> None:
             f"and standard deviation {rank:.2f}\n"
         )
         print(markdown_table(rows) + "\n")
+    print(on_designs(SurrogateOracle(options.run), result))
     far = found.training_distance > np.median(found.training_distance)
     near, other = (float(errors[half, 0].mean()) for half in (~far, far))
     result["gap_mae_ev_near_and_far_half"] = [near, other]
@@ -106,6 +111,40 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "surrogate.json").write_text(json.dumps(result, indent=1) + "\n")
     draw(values, labels, result, options.output / "surrogate.png")
+
+
+def on_designs(oracle: SurrogateOracle, result: dict) -> str:
+    """Return what it says of designs that DFT was asked about, and that it did not choose."""
+    validation = load_trajectories("crystal-mp20-val-v0")
+    skeletons = {s.name: s for s in (validation.skeletons[n] for n in set(validation.skeleton))}
+    with DESIGNS.open(newline="", encoding="utf-8") as file:
+        rows = [r for r in csv.DictReader(file) if r["dft_status"] == "ok" and r["dft_gap_ev"]]
+    table = [["designs of", "different crystals", "gap of 0 by DFT %", "of these said to be"]]
+    table[0] += ["gap MAE (eV)", "mean error (eV)", "E_form MAE (eV/atom)"]
+    result["designs"] = {}
+    for method in dict.fromkeys(r["method"] for r in rows):
+        mine = {(r["skeleton"], r["elements"]): r for r in rows if r["method"] == method}
+        fillings = [
+            Filling(skeletons[name], np.array([symbol_to_token(s) for s in elements.split()]))
+            for name, elements in mine
+        ]
+        answers = oracle.evaluate_fillings(fillings)
+        said = np.array([[a.band_gap_ev, a.formation_energy_ev_per_atom] for a in answers])
+        names = ("dft_gap_ev", "dft_formation_energy_ev_per_atom")
+        known = np.array([[float(r[n] or "nan") for n in names] for r in mine.values()])
+        metal, errors = known[:, 0] == 0, said - known
+        numbers = {
+            "metals": 100 * metal.mean(),
+            "recognised": 100 * (said[metal, 0] == 0).mean(),
+            "gap_mae_ev": np.abs(errors[:, 0]).mean(),
+            "gap_bias_ev": errors[:, 0].mean(),
+            "energy_mae_ev_per_atom": np.nanmean(np.abs(errors[:, 1])),
+        }
+        result["designs"][method] = {"crystals": len(mine), **numbers}
+        forms = ("{:.0f}", "{:.0f}%", "{:.2f}", "{:+.2f}", "{:.2f}")
+        cells = [form.format(n) for form, n in zip(forms, numbers.values(), strict=True)]
+        table.append([method, str(len(mine)), *cells])
+    return markdown_table(table) + "\n"
 
 
 def reliability(errors: np.ndarray, stds: np.ndarray) -> tuple[list[list[str]], list[dict]]:

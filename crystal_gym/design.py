@@ -422,23 +422,35 @@ _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(31)
 def expectations(
     predicted: Properties, settings: DesignSettings
 ) -> tuple[float | None, float | None]:
-    """Return expected reward and probability of a hit for a normally distributed gap.
+    """Return expected reward and probability of a hit.
 
-    A range has its distance in the place of the difference to a point.
+    The gap is 0 with the probability of a metal, and else normally distributed about the predicted
+    one. A range has its distance in the place of the difference to a point.
+
+    Args:
+        predicted: With ``band_gap_std_ev`` and ``metal_probability`` in its details, as the
+            surrogate has them; what is not there is 0.
+        settings: What is asked for.
+
+    Returns:
+        Reward and probability; None where gap or energy is unknown.
     """
     gap, energy = predicted.band_gap_ev, predicted.formation_energy_ev_per_atom
     if predicted.status is not Status.OK or gap is None or energy is None:
         return None, None
     spread = float(predicted.details.get("band_gap_std_ev", 0.0))
-    gaps = np.maximum(gap + spread * _NODES, 0.0)
+    metal = float(predicted.details.get("metal_probability", 0.0))
+    gaps = np.append(np.maximum(gap + spread * _NODES, 0.0), 0.0)
+    weights = np.append((1.0 - metal) * _WEIGHTS / _WEIGHTS.sum(), metal)
     nearest = np.clip(gaps, *settings.target_gap)
-    rewards = FormationReward().values(0.0, energy, gaps, nearest)
-    reward = float(rewards @ _WEIGHTS / _WEIGHTS.sum())
+    reward = float(FormationReward().values(0.0, energy, gaps, nearest) @ weights)
     low, high = settings.window
     if spread == 0.0:
-        return reward, float(low <= gap <= high)
-    below_low = 0.0 if low <= 0 else _normal_cdf((low - gap) / spread)
-    return reward, _normal_cdf((high - gap) / spread) - below_low
+        hit = float(low <= gap <= high)
+    else:
+        below_low = 0.0 if low <= 0 else _normal_cdf((low - gap) / spread)
+        hit = _normal_cdf((high - gap) / spread) - below_low
+    return reward, (1.0 - metal) * hit + metal * (low <= 0)
 
 
 def best_by_reward(

@@ -12,7 +12,7 @@ from pymatgen.core import Composition, Lattice, Structure
 from scipy import stats
 from test_search import Noise
 
-from crystal_gym.design import DesignProblem, DesignSettings, design
+from crystal_gym.design import DesignProblem, DesignSettings, design, expectations
 from crystal_gym.elements import ELEMENTS, EMPTY, formula_counts, symbol_to_token
 from crystal_gym.known_formulas import KnownFormulas
 from crystal_gym.oracles import Properties, Status
@@ -166,6 +166,21 @@ def test_expectations_against_draws():
         assert candidate.hit_probability == pytest.approx(hits.mean(), abs=0.005)
         normal = stats.norm(candidate.predicted.band_gap_ev, 0.7)
         assert candidate.hit_probability == pytest.approx(normal.cdf(3.25) - normal.cdf(2.75))
+
+
+@pytest.mark.parametrize("target", [(3.0, 3.0), (0.0, 1.0), (2.0, 4.0)], ids=str)
+def test_what_may_be_a_metal_is_expected_to_be_one_as_often(target):
+    generator = np.random.default_rng(0)
+    metal = generator.random(400_000) < 0.3
+    gaps = np.where(metal, 0.0, np.maximum(generator.normal(2.8, 0.5, len(metal)), 0.0))
+    rewards = FormationReward().values(0.0, -1.0, gaps, np.clip(gaps, *target))
+    details = {"band_gap_std_ev": 0.5, "metal_probability": 0.3}
+    predicted = Properties(-10.0, -1.0, 2.8, details=details)
+    settings = DesignSettings(target)
+    low, high = settings.window
+    reward, hit = expectations(predicted, settings)
+    assert reward == pytest.approx(rewards.mean(), abs=0.02)
+    assert hit == pytest.approx(((gaps >= low) & (gaps <= high)).mean(), abs=0.005)
 
 
 def test_a_range_asks_for_several_targets_and_counts_its_inside():

@@ -151,10 +151,10 @@ def metals_without_energies(folder):
 
 def test_a_table_is_learned_from_as_well(mini, trained, tmp_path):
     count = metals_without_energies(tmp_path)
-    config = SurrogateConfig(**TINY, steps=150, table=str(tmp_path))
+    config = SurrogateConfig(**TINY, steps=150, tables=(str(tmp_path),))
     scores = train_surrogate(config, tmp_path / "run", progress=False)
     _, metadata = load_surrogate(tmp_path / "run")
-    table = metadata["table"]
+    table = metadata["tables"][str(tmp_path)]
     assert table["training_crystals"] + table["held_out_crystals"] == count
     # Their kind has a gap in the dataset: only the table can have taught that it has none.
     crystals = LabelledCrystals.of_table(load_table(tmp_path))
@@ -172,8 +172,29 @@ def test_a_table_is_learned_from_as_well(mini, trained, tmp_path):
     assert scores.energy_mae_ev_per_atom < 1.3 * trained[1].energy_mae_ev_per_atom
 
 
+def test_each_of_several_tables_is_learned_from(mini, tmp_path):
+    count = metals_without_energies(tmp_path)
+    tables = (str(tmp_path), "tabular")
+    config = SurrogateConfig(**TINY | {"evaluate_every": 5}, steps=5, tables=tables)
+    train_surrogate(config, tmp_path / "run", progress=False)
+    told = load_surrogate(tmp_path / "run")[1]["tables"]
+    sizes = [told[t]["training_crystals"] + told[t]["held_out_crystals"] for t in tables]
+    assert sizes == [count, int((load_table("tabular").status == "ok").sum())]
+    log = (tmp_path / "run" / "log.csv").read_text("utf-8").splitlines()
+    for table in tables:
+        assert f"metal_accuracy {table}" in log[0]
+        accuracy = str(told[table]["metal_accuracy"])[:6]
+        assert f",{accuracy}" in log[-1]
+
+
+@pytest.mark.parametrize("tables", ["tabular", ("tabular", "tabular"), (1,)], ids=str)
+def test_tables_that_are_no_list_of_names_are_refused(tables):
+    with pytest.raises(ValueError, match="tables=.* is not usable: expected"):
+        SurrogateConfig(tables=tables)
+
+
 def test_a_table_that_is_not_there_is_named(mini, tmp_path):
-    config = SurrogateConfig(**TINY, steps=10, table="no-such-table")
+    config = SurrogateConfig(**TINY, steps=10, tables=("no-such-table",))
     with pytest.raises(ValueError, match="'no-such-table' is neither a known table"):
         train_surrogate(config, tmp_path / "run", progress=False)
 

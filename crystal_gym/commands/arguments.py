@@ -54,7 +54,7 @@ TRAIN_SETTINGS: dict[str, tuple[type, str]] = {
     "device": (str, "auto, cpu or cuda:0"),
     "precision": (str, "auto, float32 or bfloat16"),
     "compile": (str, "auto, on or off"),
-    "table": (str, "surrogate: a property table to learn from as well"),
+    "tables": (tuple, "surrogate: property tables to learn from as well"),
     "members": (int, "surrogate: networks of the ensemble (4)"),
     "width": (int, "surrogate: features of a site (96)"),
     "layers": (int, "surrogate: rounds of attention (4)"),
@@ -397,9 +397,11 @@ def _add_train(commands: Any) -> None:
         "--target-gap", nargs="+", metavar="T", help="eV, uniform or hindsight; one drawn a sample"
     )
     for name, (kind, text) in TRAIN_SETTINGS.items():
-        settings.add_argument(
-            "--" + name.replace("_", "-"), type=kind, metavar=kind.__name__.upper(), help=text
-        )
+        option = "--" + name.replace("_", "-")
+        if kind is tuple:
+            settings.add_argument(option, nargs="+", metavar="NAME", help=text)
+        else:
+            settings.add_argument(option, type=kind, metavar=kind.__name__.upper(), help=text)
     command.add_argument("--threads", type=_count, help="of torch (default: all cores)")
 
 
