@@ -7,11 +7,11 @@ two files, ``config.json`` and ``weights.pt``, neither of which can run code.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ BUNDLED_SURROGATE = Path(crystal_gym.__file__).parent / "data" / "surrogate"
 """Folder of the surrogate that comes with the package; its model card is beside it."""
 
 _CHUNK = 256
-_FORMAT = 2
+_FORMAT = 3
 _SCALE = ":scale"
 _N_EXTENTS = 5
 _ONE_SIGMA = 68.27
@@ -81,12 +81,35 @@ class MemberOutput:
     log_scale: Tensor
 
 
+def electron_parity(batch: GraphBatch) -> Tensor:
+    """Return whether electrons can pair: what sums over sites and attention cannot count.
+
+    Bands of an odd number of electrons in a cell are half full: a metal, or a magnet.
+
+    Args:
+        batch: Finished crystals. A pseudopotential leaves out an even number of electrons.
+
+    Returns:
+        int64 ``(B,)``: 0 where the formula unit has an even number of electrons, 1 where it has an
+        odd one and the cell an even one, 2 where the cell has an odd one.
+    """
+    token, n_graphs = batch.element_token, len(batch)
+    counts = torch.zeros(n_graphs, N_ELEMENTS + 1, dtype=torch.long, device=token.device)
+    counts.index_put_((batch.node_graph, token), torch.ones_like(token), accumulate=True)
+    counts = counts[:, 1:]
+    units = functools.reduce(torch.gcd, counts.unbind(1)).clamp(min=1)
+    numbers = torch.as_tensor(ATOMIC_NUMBERS, dtype=torch.long, device=token.device)
+    in_cell = (counts * numbers).sum(1)
+    return in_cell.remainder(2) + (in_cell // units).remainder(2)
+
+
 class SurrogateMember(nn.Module):
     """One network from crystals to properties."""
 
     def __init__(self, width: int, n_layers: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.encoder = SiteTransformer(width, n_layers, heads, dropout)
+        self.electrons = nn.Embedding(3, width)
         self.out = nn.Linear(width, 5)
         # An element's own share of the energy: reference energies differ by whole eV.
         self.element_energy = nn.Embedding(N_ELEMENTS + 1, 1)
@@ -94,7 +117,7 @@ class SurrogateMember(nn.Module):
 
     def forward(self, batch: GraphBatch) -> MemberOutput:
         """Return what it says of the crystals of a batch."""
-        features = self.encoder.whole_crystals(batch)
+        features = self.encoder.whole_crystals(batch, self.electrons(electron_parity(batch)))
         metal, gap, energy, *log_scale = self.out(features).unbind(1)
         atoms = self.element_energy(batch.element_token)[:, 0]
         total = torch.zeros_like(energy).index_add_(0, batch.node_graph, atoms)
@@ -338,7 +361,7 @@ def _extent(batch: GraphBatch) -> Tensor:
     return torch.stack([n_sites, per_site, shortest, closest, volume / filled], 1)
 
 
-@lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=8)
 def _radii(device: torch.device) -> Tensor:
     """Return the covalent radius (Å) by element token; Cordero et al., doi 10.1039/b801115j."""
     known = covalent_radii[ATOMIC_NUMBERS]

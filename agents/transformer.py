@@ -60,14 +60,12 @@ class _Layout:
         slots: ``S``.
         slot: Padded place of every site and then of every cell, int64 ``(N + B,)``.
         site_slot: The same of sites alone, within the first ``S - 1`` slots, int64 ``(N,)``.
-        bias: Attention logits of every layer, each ``(B, heads, S, S)``.
         bonds: Gaussians of the lengths from site to site, ``(B, (S - 1) * K, S - 1)``.
     """
 
     slots: int
     slot: Tensor
     site_slot: Tensor
-    bias: tuple[Tensor, ...]
     bonds: Tensor
 
     def padded(self, x: Tensor) -> Tensor:
@@ -85,13 +83,13 @@ class _Attention(nn.Module):
         self.project = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, layout: _Layout, layer: int) -> Tensor:
+    def forward(self, x: Tensor, layout: _Layout, bias: Tensor) -> Tensor:
         padded = layout.padded(self.project(x))
         b, s, _ = padded.shape
         width = padded.shape[2] // (3 * self._heads)
         query, key, value = padded.view(b, s, 3, self._heads, width).permute(2, 0, 3, 1, 4)
         scale = query.shape[-1] ** -0.5
-        logits = torch.matmul(query * scale, key.transpose(2, 3)) + layout.bias[layer]
+        logits = torch.matmul(query * scale, key.transpose(2, 3)) + bias
         mixed = torch.matmul(logits.softmax(3), value)
         rows = mixed.transpose(1, 2).reshape(b * s, self._heads * width)
         rows = rows.index_select(0, layout.slot)
@@ -134,11 +132,11 @@ class _Layer(nn.Module):
         )
         self._dropout = dropout
 
-    def forward(self, x: Tensor, layout: _Layout, layer: int) -> Tensor:
+    def forward(self, x: Tensor, layout: _Layout, bias: Tensor) -> Tensor:
         normed = self.norm_mix(x).to(layout.bonds.dtype)
         n_sites = len(layout.site_slot)
         messages = F.pad(self.messages(normed[:n_sites], layout), (0, 0, 0, len(x) - n_sites))
-        x = x + self._dropped(self.attention(normed, layout, layer) + messages)
+        x = x + self._dropped(self.attention(normed, layout, bias) + messages)
         return x + self._dropped(self.dense(self.norm_dense(x)))
 
     def _dropped(self, x: Tensor) -> Tensor:
@@ -226,13 +224,20 @@ class SiteTransformer(nn.Module):
                 focus = torch.where(present[:, None], anywhere[place], cells)
             return self.readout(torch.cat([focus, cells], 1)).float()
 
-    def whole_crystals(self, batch: GraphBatch) -> Tensor:
+    def whole_crystals(self, batch: GraphBatch, known: Tensor | float = 0.0) -> Tensor:
         """Return features of each crystal, ``(B, width)``: of the mean of its sites and its cell.
 
         A property per atom is a mean over the sites of a cell, whatever its size.
+
+        Args:
+            batch: Crystals.
+            known: What else is known of each cell, in features ``(B, width)``.
+
+        Returns:
+            float32 ``(B, width)``.
         """
         with self._arithmetic(batch):
-            sites, cells = self._encoded(batch)
+            sites, cells = self._encoded(batch, known)
             mean = torch.zeros_like(cells).index_add_(0, batch.node_graph, sites)
             mean = mean / batch.n_nodes.clamp(min=1)[:, None]
             return self.readout(torch.cat([mean, cells], 1)).float()
@@ -246,15 +251,15 @@ class SiteTransformer(nn.Module):
         for layer in self.layers:
             layer.compile(dynamic=True)
 
-    def _encoded(self, batch: GraphBatch) -> tuple[Tensor, Tensor]:
+    def _encoded(self, batch: GraphBatch, known: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
         """Return what the layers make of sites ``(N, width)`` and cells ``(B, width)``."""
         lengths = self.lengths(batch.distinct_length)
         bonds = lengths.index_select(0, batch.length_number) * batch.edge_weight[:, None]
-        layout = self._layout(batch, lengths, bonds)
-        cells = self._cell_input(batch)
+        layout, biases = self._layout(batch, lengths, bonds)
+        cells = self._cell_input(batch) + known
         x = torch.cat([self._site_input(batch, bonds, cells), cells])
-        for number, layer in enumerate(self.layers):
-            x = layer(x, layout, number)
+        for layer, bias in zip(self.layers, biases, strict=True):
+            x = layer(x, layout, bias)  # by its number it would be compiled for every layer anew
         x = self.norm(x)
         return x[: len(batch.element_token)], x[len(batch.element_token) :]
 
@@ -288,7 +293,10 @@ class SiteTransformer(nn.Module):
         number = batch.space_group.long().clamp(0, _N_SPACE_GROUPS)
         return self.embed_cell(torch.cat(cell, 1)) + self.embed_space_group(number)
 
-    def _layout(self, batch: GraphBatch, lengths: Tensor, bonds: Tensor) -> _Layout:
+    def _layout(
+        self, batch: GraphBatch, lengths: Tensor, bonds: Tensor
+    ) -> tuple[_Layout, list[Tensor]]:
+        """Return where things lie, and each layer's attention logits ``(B, heads, S, S)``."""
         n_graphs, n_nodes = len(batch), batch.n_nodes
         sites = int(n_nodes.max()) if n_graphs else 0
         slots = sites + 1
@@ -319,18 +327,18 @@ class SiteTransformer(nn.Module):
         place = (batch.edge_graph * self._heads + head) * slots + source
         place = (place * slots + target).flatten()
         of_pair = self.pair_bias[kind].permute(2, 0, 1)
-        bias = []
+        biases = []
         for own, common in zip(of_edge.split(self._heads), of_pair.split(self._heads), strict=True):
             logits = (common + forbidden).flatten()
             logits = logits.index_add(0, place, own.flatten())
-            bias.append(logits.view(n_graphs, self._heads, slots, slots))
-        return _Layout(
+            biases.append(logits.view(n_graphs, self._heads, slots, slots))
+        layout = _Layout(
             slots=slots,
             slot=torch.cat([batch.node_graph * slots + site, graphs * slots + sites]),
             site_slot=batch.node_graph * sites + site,
-            bias=tuple(bias),
             bonds=pairs.reshape(n_graphs, sites * width, sites),
         )
+        return layout, biases
 
 
 @lru_cache(maxsize=8)

@@ -20,6 +20,7 @@ from crystal_gym.agents.surrogate import (  # noqa: E402
     MemberOutput,
     Surrogate,
     _extent,
+    electron_parity,
     in_eight_bits,
     load_surrogate,
     save_surrogate,
@@ -170,6 +171,47 @@ def test_a_table_is_learned_from_as_well(mini, trained, tmp_path):
     said = surrogate.predict(crystals.rows[held_out]).metal_probability > 0.5
     assert table["metal_accuracy"] == pytest.approx(said.mean())
     assert scores.energy_mae_ev_per_atom < 1.3 * trained[1].energy_mae_ev_per_atom
+
+
+@pytest.mark.parametrize(
+    ("species", "cells", "parity"),
+    [
+        (["Na", "Cl"], 1, 0),
+        (["Na", "Cl"], 2, 0),
+        (["Na", "O"], 1, 2),
+        (["Na", "O"], 2, 1),  # as many electrons in a cell as NaO has in two
+        (["H", "H"], 1, 1),
+    ],
+    ids=str,
+)
+def test_electrons_are_counted_in_the_cell_and_in_the_formula(species, cells, parity):
+    structure = Structure(Lattice.cubic(4.2), species, [[0, 0, 0], [0.5, 0.5, 0.5]])
+    structure.make_supercell([1, 1, cells])
+    skeletons, _ = build_skeletons([cell_from_structure(structure)], workers=1)
+    rows = finished_rows([skeletons[0]], [skeletons[0].reference])
+    assert electron_parity(rows_to_batch(torch.from_numpy(rows))).tolist() == [parity]
+
+
+def test_a_surrogate_can_learn_from_the_parity_of_electrons_alone():
+    """Fillings of one cell whose elements are drawn alike in both classes: only the count tells."""
+    surrogate = Surrogate(members=1, width=32, n_layers=1, heads=4)
+    member = surrogate.members[0]
+    skeletons, _ = build_skeletons([cell_from_structure(rocksalt("Na", "Cl"))], workers=1)
+    tokens = np.random.default_rng(0).integers(1, 89, size=(600, 2)).astype(np.int16)
+    torch.manual_seed(0)
+    rows = torch.from_numpy(finished_rows([skeletons[0]] * 600, list(tokens)))
+    odd = electron_parity(rows_to_batch(rows)) == 2
+    optimizer = torch.optim.Adam(member.parameters(), lr=3e-3)
+    for step in range(60):
+        some = torch.arange(40) + 40 * (step % 10)
+        logit = member(rows_to_batch(rows[some])).metal_logit
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, odd[some].float())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        said = member(rows_to_batch(rows[400:])).metal_logit > 0
+    assert (said == odd[400:]).float().mean() > 0.95
 
 
 def test_each_of_several_tables_is_learned_from(mini, tmp_path):
@@ -324,7 +366,8 @@ def test_the_bundled_one_knows_common_crystals(oracle):
         assert 0.01 < found.details["band_gap_std_ev"] < 1.0
         assert found.formation_energy_ev_per_atom < -1.5
         assert found.details["metal_probability"] < 0.2
-        assert not found.details["unlike_training"]
+        assert found.details["training_distance"] < 1.2  # of CaF2, whose gap is large, 1.1
+        assert found.details["unlike_training"] == (found is fluorite_)
         assert found.provenance.startswith("surrogate")
         assert "not DFT" in found.provenance
     energy = formation_energy(salt.total_energy_ry, ["Na", "Cl"])
