@@ -342,6 +342,14 @@ class _Run(TrainingRun):
             [part.held_out.rows for part in self.parts],
             held_out.labels.double().numpy(),
         )
+        measures, tables = dataclasses.asdict(scores), {}
+        for name, part in zip(self.config.tables, self.parts[1:], strict=True):
+            measures[_of_table(name)] = self._metal_accuracy(part.held_out)
+            tables[name] = {
+                "training_crystals": len(part.training),
+                "held_out_crystals": len(part.held_out),
+                "metal_accuracy": measures[_of_table(name)],
+            }
         metadata = {
             "settings": dataclasses.asdict(self.config),
             "step": self.step,
@@ -349,16 +357,8 @@ class _Run(TrainingRun):
             "training_crystals": len(self.parts[0].training),
             "held_out_crystals": len(held_out),
             "held_out": dataclasses.asdict(scores),
+            "tables": tables,
         }
-        measures = dataclasses.asdict(scores)
-        metadata["tables"] = {}
-        for name, part in zip(self.config.tables, self.parts[1:], strict=True):
-            measures[_of_table(name)] = self._metal_accuracy(part.held_out)
-            metadata["tables"][name] = {
-                "training_crystals": len(part.training),
-                "held_out_crystals": len(part.held_out),
-                "metal_accuracy": measures[_of_table(name)],
-            }
         save_surrogate(self.averaged, self.folder / "surrogate", metadata)
         return measures
 
