@@ -428,13 +428,14 @@ def _options(parser: argparse.ArgumentParser) -> list[str]:
 
 def _cli(folder: Path) -> Feed:
     """Run the command on words that it knows, files of no use, and others."""
-    from crystal_gym import arguments, cli
+    from crystal_gym import cli
+    from crystal_gym.commands.arguments import build_parser
 
     for name, content in _FILES.items():
         (folder / name).write_bytes(content)
     (folder / "empty").mkdir()
     os.environ["PATH"] = str(folder / "empty")  # no pw.x
-    known = sorted(set(_options(arguments.build_parser())) - {"doctor", "quickstart"})
+    known = sorted(set(_options(build_parser())) - {"doctor", "quickstart"})
     words = [*known, *_FILES, "empty", "none", "out", "3", "0", "-1", "nan", "1e308", "Na", "Xx"]
     words += ["x" * 300, "a=1", "k_mesh=1,2", "", "é", "mini", "--", "\x00", "crystal-x-v0", "/"]
     starts = ["data", "label", "design", "evaluate", "report", "train", "show", "export"]
@@ -448,7 +449,7 @@ def _cli(folder: Path) -> Feed:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 if _PARSED_ONLY & set(line):
-                    arguments.build_parser().parse_args(line)
+                    build_parser().parse_args(line)
                     return
                 code = cli.main(line)
             except SystemExit as exit:
