@@ -7,11 +7,11 @@ two files, ``config.json`` and ``weights.pt``, neither of which can run code.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def electron_parity(batch: GraphBatch) -> Tensor:
     counts = torch.zeros(n_graphs, N_ELEMENTS + 1, dtype=torch.long, device=token.device)
     counts.index_put_((batch.node_graph, token), torch.ones_like(token), accumulate=True)
     counts = counts[:, 1:]
-    units = functools.reduce(torch.gcd, counts.unbind(1)).clamp(min=1)
+    units = reduce(torch.gcd, counts.unbind(1)).clamp(min=1)
     numbers = torch.as_tensor(ATOMIC_NUMBERS, dtype=torch.long, device=token.device)
     in_cell = (counts * numbers).sum(1)
     return in_cell.remainder(2) + (in_cell // units).remainder(2)
@@ -361,7 +361,7 @@ def _extent(batch: GraphBatch) -> Tensor:
     return torch.stack([n_sites, per_site, shortest, closest, volume / filled], 1)
 
 
-@functools.lru_cache(maxsize=8)
+@lru_cache(maxsize=8)
 def _radii(device: torch.device) -> Tensor:
     """Return the covalent radius (Å) by element token; Cordero et al., doi 10.1039/b801115j."""
     known = covalent_radii[ATOMIC_NUMBERS]

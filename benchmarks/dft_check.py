@@ -60,10 +60,8 @@ def drawn_task(count: int) -> Task:
 
 def designs(options, task: Task, surrogate) -> list[dict]:
     conditional = load_policy(options.c_cql)
-    if options.bc:
-        made = [("bc", None, rollout(load_policy(options.bc), task, None))]
-    else:
-        made = [("bc", None, cloned_before(task))]
+    cloned = rollout(load_policy(options.bc), task, None) if options.bc else cloned_before(task)
+    made = [("bc", None, cloned)]
     for target in TARGETS_EV:
         made.append(("c-cql", target, rollout(conditional, task, target)))
         found = best_by_reward(conditional, surrogate, task, target, progress=True)

@@ -9,7 +9,6 @@ predictions are not. Writes surrogate.json and surrogate.png.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import time
 from pathlib import Path
@@ -17,22 +16,19 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from dft_check import FIRST, read, tokens_of
 from scipy.stats import spearmanr
 
-from crystal_gym.agents.surrogate import load_surrogate
+from crystal_gym.agents.surrogate import Surrogate, load_surrogate
 from crystal_gym.agents.surrogate_training import LabelledCrystals
 from crystal_gym.datasets.replay import load_trajectories
-from crystal_gym.elements import symbol_to_token
 from crystal_gym.evaluation.intervals import estimates, ratio
 from crystal_gym.evaluation.report import markdown_table
-from crystal_gym.oracles import Filling
-from crystal_gym.oracles.surrogate import SurrogateOracle
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import NullFormatter
 
-DESIGNS = Path("docs/results/dft_check_first.csv")
 KINDS = ("gap (eV)", "formation energy (eV/atom)")
 
 
@@ -103,7 +99,7 @@ def main() -> None:
             f"and standard deviation {rank:.2f}\n"
         )
         print(markdown_table(rows) + "\n")
-    print(on_designs(SurrogateOracle(options.run), result))
+    print(on_designs(surrogate, result))
     far = found.training_distance > np.median(found.training_distance)
     near, other = (float(errors[half, 0].mean()) for half in (~far, far))
     result["gap_mae_ev_near_and_far_half"] = [near, other]
@@ -113,23 +109,20 @@ def main() -> None:
     draw(values, labels, result, options.output / "surrogate.png")
 
 
-def on_designs(oracle: SurrogateOracle, result: dict) -> str:
+def on_designs(surrogate: Surrogate, result: dict) -> str:
     """Return what it says of designs that DFT was asked about, and that it did not choose."""
     validation = load_trajectories("crystal-mp20-val-v0")
     skeletons = {s.name: s for s in (validation.skeletons[n] for n in set(validation.skeleton))}
-    with DESIGNS.open(newline="", encoding="utf-8") as file:
-        rows = [r for r in csv.DictReader(file) if r["dft_status"] == "ok" and r["dft_gap_ev"]]
+    rows = [r for r in read(FIRST) if r["dft_status"] == "ok" and r["dft_gap_ev"]]
     table = [["designs of", "different crystals", "gap of 0 by DFT %", "of these said to be"]]
     table[0] += ["gap MAE (eV)", "mean error (eV)", "E_form MAE (eV/atom)"]
     result["designs"] = {}
     for method in dict.fromkeys(r["method"] for r in rows):
         mine = {(r["skeleton"], r["elements"]): r for r in rows if r["method"] == method}
-        fillings = [
-            Filling(skeletons[name], np.array([symbol_to_token(s) for s in elements.split()]))
-            for name, elements in mine
-        ]
-        answers = oracle.evaluate_fillings(fillings)
-        said = np.array([[a.band_gap_ev, a.formation_energy_ev_per_atom] for a in answers])
+        found = surrogate.predict_fillings(
+            [skeletons[r["skeleton"]] for r in mine.values()], [tokens_of(r) for r in mine.values()]
+        )
+        said = np.stack([found.band_gap_ev, found.formation_energy_ev_per_atom], 1)
         names = ("dft_gap_ev", "dft_formation_energy_ev_per_atom")
         known = np.array([[float(r[n] or "nan") for n in names] for r in mine.values()])
         metal, errors = known[:, 0] == 0, said - known

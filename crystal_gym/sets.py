@@ -48,15 +48,10 @@ DATASETS = {
 }
 """Skeleton sets that come with a Minari dataset, and its id."""
 
-BUILDS = {
-    "crystal-mini-v0": "mini",
-    "crystal-tabular-v0": "tabular",
-    "crystal-mp20-v0": "mp20",
-    "crystal-mp20-val-v0": "mp20",
-}
-"""What ``crystal-gym data build`` makes each Minari dataset from."""
-
 BUNDLED = ("mini", "tabular")
+
+BUILDS = {f"crystal-{name}-v0": name for name in BUNDLED} | dict.fromkeys(DATASETS.values(), "mp20")
+"""What ``crystal-gym data build`` makes each Minari dataset from."""
 
 TABLES = ("mp20-metals",)
 """Skeleton sets with a property table that no Minari dataset goes with."""
