@@ -140,22 +140,53 @@ def symmetry_permutations(
             f"spglib found no symmetry for a cell of {n_sites} sites: expected separate sites in a "
             "cell of positive volume; check the structure for overlapping atoms"
         )
-    moved = np.einsum("gij,nj->gni", dataset.rotations, frac_coords)
-    moved += dataset.translations[:, None, :]
-    image = np.empty(moved.shape[:2], dtype=np.int64)
-    at_once = max(1, 1_000_000 // n_sites**2)  # bounds the memory for supercells
-    for first in range(0, len(moved), at_once):
-        part = slice(first, first + at_once)
-        offset = moved[part, :, None, :] - frac_coords
-        offset -= np.round(offset)
-        image[part] = np.linalg.norm(offset @ lattice, axis=-1).argmin(axis=-1)
-    # An operation that spglib accepts within its tolerance may still send two sites to one place
-    # in a strongly distorted cell; such a map is no relabelling of the crystal.
-    proper = np.all(np.sort(image, axis=1) == np.arange(n_sites), axis=1)
-    rows = np.unique(image[proper], axis=0)
+    # A supercell has thousands of operations, each a pure translation after one of at most 48.
+    rotations, translations = dataset.rotations, dataset.translations
+    pure = np.nonzero((rotations == np.eye(3)).all(axis=(1, 2)))[0]
+    _, turns = np.unique(rotations, axis=0, return_index=True)
+    by_pure = _site_images(lattice, frac_coords, rotations[pure], translations[pure])
+    by_turn = _site_images(lattice, frac_coords, rotations[turns], translations[turns])
+    rows = np.unique(by_pure[:, by_turn].reshape(-1, n_sites), axis=0)
     identity = np.all(rows == np.arange(n_sites), axis=1)
     ordered = np.concatenate([np.arange(n_sites)[None], rows[~identity]])
     return ordered.astype(np.int16), int(dataset.number)
+
+
+def _site_images(
+    lattice: NDArray[np.float64],
+    frac_coords: NDArray[np.float64],
+    rotations: NDArray[np.integer],
+    translations: NDArray[np.float64],
+) -> NDArray[np.int64]:
+    """Return the site to which each operation sends each site, for those that relabel the crystal.
+
+    Args:
+        lattice: Row vectors in Å, reduced, ``(3, 3)``.
+        frac_coords: ``(n_sites, 3)``.
+        rotations: Acting on fractional coordinates, ``(n_operations, 3, 3)``.
+        translations: ``(n_operations, 3)``.
+
+    Returns:
+        int64, one row per operation that is a permutation: one that spglib accepts within its
+        tolerance may still send two sites to one place in a strongly distorted cell.
+    """
+    from scipy.spatial import cKDTree
+
+    n_sites = len(frac_coords)
+    moved = np.einsum("gij,nj->gni", rotations, frac_coords) + translations[:, None, :]
+    # The tree is periodic in a right-angled box only. That leaves the lengths of the axes and skews
+    # the angles of a reduced cell: sites that coincide within the tolerance stay the nearest.
+    box = np.linalg.norm(lattice, axis=1)
+    tree = cKDTree(_wrapped(frac_coords) * box, boxsize=box)
+    images: NDArray[np.int64] = tree.query(_wrapped(moved).reshape(-1, 3) * box)[1]
+    images = images.reshape(len(moved), n_sites)
+    return images[(np.sort(images, axis=1) == np.arange(n_sites)).all(axis=1)]
+
+
+def _wrapped(frac_coords: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return coordinates in [0, 1), where ``%`` rounds some up to 1."""
+    wrapped = frac_coords % 1.0
+    return np.where(wrapped < 1.0, wrapped, 0.0)
 
 
 def analyse_geometry(lattice: NDArray[np.float64], frac_coords: NDArray[np.float64]) -> Geometry:

@@ -150,7 +150,8 @@ def cell_from_structure(structure: Any, name: str | None = None) -> Cell:
     if shortest < MIN_DISTANCE:
         raise ValueError(
             f"{label} has overlapping sites, {shortest:.2f} Å apart: expected at least "
-            f"{MIN_DISTANCE} Å; remove duplicate atoms"
+            f"{MIN_DISTANCE} Å, also between periodic images; remove duplicate atoms or correct "
+            "the lattice"
         )
     return Cell.from_sites(label, reduced.lattice.matrix, reduced.frac_coords, tokens)
 
@@ -216,14 +217,20 @@ def _token(species: Any, label: str) -> int:
 
 
 def _shortest_distance(lattice: np.ndarray, frac_coords: np.ndarray) -> float:
-    """Return the shortest distance (Å) between sites, in a reduced cell; infinite for one site."""
+    """Return the shortest distance (Å) between sites, or of one to its own images.
+
+    Args:
+        lattice: Reduced vectors as rows in Å, shape (3, 3).
+        frac_coords: Shape (n, 3).
+    """
     offset = frac_coords[:, None, :] - frac_coords[None, :, :]
     offset -= np.round(offset)
     # In a reduced cell the nearest image is one of the 27 around the rounded difference.
     shifts = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     vectors = (offset[:, :, None, :] + shifts) @ lattice
-    distance = np.sqrt(np.einsum("ijkx,ijkx->ijk", vectors, vectors)).min(axis=-1)
-    distance[np.diag_indices(len(distance))] = np.inf
+    distance = np.sqrt(np.einsum("ijkx,ijkx->ijk", vectors, vectors))
+    sites = np.arange(len(frac_coords))
+    distance[sites, sites, len(shifts) // 2] = np.inf  # a site and itself, not its image
     return float(distance.min())
 
 

@@ -5,6 +5,7 @@ import sqlite3
 import numpy as np
 import pytest
 from made_crystals import NAMES, STRUCTURES, edge_set, parts, replaced
+from pymatgen.core import Lattice, Structure
 
 from crystal_gym.graphs import (
     GeometryCache,
@@ -233,6 +234,18 @@ def test_the_number_of_permutations_is_the_one_counted_by_hand(made_set, name, c
 @pytest.mark.parametrize(("name", "number"), BARE_SPACE_GROUPS.items())
 def test_the_space_group_is_that_of_the_bare_sites(made_set, name, number):
     assert made_set[NAMES.index(name)].space_group_number == number
+
+
+def test_a_supercell_has_each_translation_after_each_rotation_once():
+    structure = Structure(Lattice.cubic(3), ["Po"], [[0, 0, 0]])
+    structure.make_supercell([3, 3, 3])
+    structure.translate_sites(range(27), [-1e-17, 0.999999999999, 0.2], to_unit_cell=False)
+    rows, number = symmetry_permutations(structure.lattice.matrix, structure.frac_coords)
+    assert number == 221
+    assert len(rows) == 27 * 48
+    apart = structure.distance_matrix
+    for row in rows:
+        np.testing.assert_allclose(apart[np.ix_(row, row)], apart, atol=1e-6)
 
 
 def test_overlapping_sites_have_no_symmetry():

@@ -183,6 +183,14 @@ def test_overlap_is_seen_across_the_border_of_the_cell():
         cell_from_structure(structure)
 
 
+def test_a_site_must_not_overlap_with_its_own_images():
+    flat = Structure(
+        Lattice([[-2.82, 0, -2.82], [-2.8193, 0, -2.82], [0, -2.82, -2.82]]), ["Cl"], [[0, 0, 0]]
+    )
+    with pytest.raises(ValueError, match=r"overlapping sites, 0\.00 Å apart: .* periodic images"):
+        cell_from_structure(flat)
+
+
 def test_the_shortest_bond_of_all_is_no_overlap():
     structure = Structure(Lattice.cubic(5), ["H", "H"], [[0, 0, 0], [0.148, 0, 0]])
     assert len(cell_from_structure(structure).reference) == 2
