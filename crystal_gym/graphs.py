@@ -148,8 +148,8 @@ def symmetry_permutations(
     by_turn = _site_images(lattice, frac_coords, rotations[turns], translations[turns])
     rows = np.unique(by_pure[:, by_turn].reshape(-1, n_sites), axis=0)
     identity = np.all(rows == np.arange(n_sites), axis=1)
-    ordered = np.concatenate([np.arange(n_sites)[None], rows[~identity]])
-    return ordered.astype(np.int16), int(dataset.number)
+    ordered = np.concatenate([rows[identity], rows[~identity]])
+    return ordered, int(dataset.number)
 
 
 def _site_images(
@@ -157,7 +157,7 @@ def _site_images(
     frac_coords: NDArray[np.float64],
     rotations: NDArray[np.integer],
     translations: NDArray[np.float64],
-) -> NDArray[np.int64]:
+) -> NDArray[np.int16]:
     """Return the site to which each operation sends each site, for those that relabel the crystal.
 
     Args:
@@ -167,7 +167,7 @@ def _site_images(
         translations: ``(n_operations, 3)``.
 
     Returns:
-        int64, one row per operation that is a permutation: one that spglib accepts within its
+        int16, one row per operation that is a permutation: one that spglib accepts within its
         tolerance may still send two sites to one place in a strongly distorted cell.
     """
     from scipy.spatial import cKDTree
@@ -178,8 +178,8 @@ def _site_images(
     # the angles of a reduced cell: sites that coincide within the tolerance stay the nearest.
     box = np.linalg.norm(lattice, axis=1)
     tree = cKDTree(_wrapped(frac_coords) * box, boxsize=box)
-    images: NDArray[np.int64] = tree.query(_wrapped(moved).reshape(-1, 3) * box)[1]
-    images = images.reshape(len(moved), n_sites)
+    nearest = tree.query(_wrapped(moved).reshape(-1, 3) * box)[1]
+    images = nearest.reshape(len(moved), n_sites).astype(np.int16)  # thousands of rows in supercells
     return images[(np.sort(images, axis=1) == np.arange(n_sites)).all(axis=1)]
 
 
