@@ -49,6 +49,7 @@ __all__ = [
     "read_json",
     "read_text",
     "require_plain_zip",
+    "require_writable",
     "room_for",
     "safe_name",
     "save_npz",
@@ -464,6 +465,21 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     finally:
         os.close(handle)
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: Path | str) -> None:
+    """Fail now where :func:`atomic_path` would fail after hours of work; ``path`` stays as it is.
+
+    Raises:
+        OSError: If no file can be written there.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: expected the name of a file")
+    handle, temporary = _locked_temporary(target)
+    os.close(handle)
+    temporary.unlink()
 
 
 def _locked_temporary(target: Path) -> tuple[int, Path]:

@@ -132,28 +132,32 @@ def cell_from_structure(structure: Any, name: str | None = None) -> Cell:
             f"{label} has a cell of volume {abs(np.linalg.det(matrix)):.2g} Å^3: expected three "
             "independent lattice vectors; molecules need a periodic box"
         )
-    n_sites = len(structure)
-    images = n_sites * _cells_within_reach(matrix)
-    if images > _MOST_IMAGES:  # a skewed cell of a usual lattice may only look like that
-        images = n_sites * _cells_within_reach(structure.lattice.get_lll_reduced_lattice().matrix)
-    if images > _MOST_IMAGES:
+    # What follows bounds the time of Niggli reduction and of bonds. Short vectors are cheap to find.
+    short = structure.lattice.get_lll_reduced_lattice().matrix
+    _require_apart(label, float(np.linalg.norm(short, axis=1).min()))
+    if len(structure) * _cells_within_reach(short) > _MOST_IMAGES:
         raise ValueError(
             f"{label} has a cell with a vector of {np.linalg.norm(matrix, axis=1).max():,.0f} Å, "
             f"too long for its volume of {abs(np.linalg.det(matrix)):.3g} Å^3: expected a cell "
             "of a crystal; cut a slab or chain shorter"
         )
+    if len(structure) * _cells_within_reach(matrix) > _MOST_IMAGES:  # a usual lattice, but skewed
+        structure = structure.get_reduced_structure("LLL")
     tokens = [_token(site.specie, label) for site in structure]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # reduction of an already reduced cell
         reduced = structure.get_reduced_structure()
-    shortest = _shortest_distance(reduced.lattice.matrix, reduced.frac_coords)
-    if shortest < MIN_DISTANCE:
+    _require_apart(label, _shortest_distance(reduced.lattice.matrix, reduced.frac_coords))
+    return Cell.from_sites(label, reduced.lattice.matrix, reduced.frac_coords, tokens)
+
+
+def _require_apart(label: str, distance: float) -> None:
+    if distance < MIN_DISTANCE:
         raise ValueError(
-            f"{label} has overlapping sites, {shortest:.2f} Å apart: expected at least "
+            f"{label} has overlapping sites, {distance:.2f} Å apart: expected at least "
             f"{MIN_DISTANCE} Å, also between periodic images; remove duplicate atoms or correct "
             "the lattice"
         )
-    return Cell.from_sites(label, reduced.lattice.matrix, reduced.frac_coords, tokens)
 
 
 def _cells_within_reach(lattice: np.ndarray) -> float:

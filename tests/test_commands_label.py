@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,36 @@ def test_a_second_run_calculates_nothing(run, files, stub):
     before = len(stub.started)
     assert run(files) == 0
     assert len(stub.started) == before == 2
+
+
+def test_results_of_an_earlier_run_stay_until_there_are_new_ones(run, files, monkeypatch):
+    Path("labels.csv").write_text("of the last week")
+
+    def interrupted(*arguments, **named):
+        assert Path("labels.csv").read_text() == "of the last week"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("crystal_gym.commands.label.label_as_told", interrupted)
+    assert run(files) == 130
+    assert Path("labels.csv").read_text() == "of the last week"
+    assert sorted(p.name for p in Path().glob(".labels*")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "message"),
+    [
+        ("salt.cif", "structures/salt.cif", "is one of the files to read"),
+        ("salt.cif", "new.json", r"expected another ending for the results, such as new\.csv"),
+        (".", "structures/labels.csv", "is in a folder of structures"),
+        ("salt.cif", "structures", "structures is a folder: expected the name of a file"),
+    ],
+)
+def test_results_never_replace_what_is_read(run, files, capsys, stub, name, output, message):
+    before = (files / "salt.cif").read_text()
+    assert run(files / name, "-o", output) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert stub.started == []
+    assert (files / "salt.cif").read_text() == before
 
 
 def test_a_dry_run_says_what_is_missing_and_does_nothing(run, files, stub, capsys, tmp_path):

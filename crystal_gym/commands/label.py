@@ -21,7 +21,7 @@ from crystal_gym.cdvae import in_brief
 from crystal_gym.cluster import executor_at
 from crystal_gym.commands.terminal import shows_progress
 from crystal_gym.elements import ELEMENTS, symbol_to_token
-from crystal_gym.files import DAMAGED_GZIP, atomic_path, first_line, open_file
+from crystal_gym.files import DAMAGED_GZIP, atomic_path, first_line, open_file, require_writable
 from crystal_gym.labelling import label
 from crystal_gym.oracles.base import Properties
 from crystal_gym.oracles.cache import CachedOracle
@@ -80,8 +80,7 @@ def label_structures(options: argparse.Namespace) -> str:
             f"{left:,} to calculate with {oracle.oracle!r}"
             f"{expected_time(oracle, left, options.workers)}; nothing was done"
         )
-    with atomic_path(options.output):  # fail before the calculations, not after them
-        Path(options.output).touch()
+    _check_output(options)
     results = label_as_told(options, oracle, structures)
     _write_csv(options.output, named, results)
     record = _write_record(options, oracle, len(named))
@@ -262,6 +261,34 @@ def _fillings_in(path: Path, skeletons: Any) -> Iterator[tuple[str, Structure]]:
             yield f"{skeleton.name}:{'-'.join(symbols)}", skeleton.structure(tokens)
 
 
+def _check_output(options: argparse.Namespace) -> None:
+    """Fail before the calculations, not after them, and never write over what is read."""
+    output = Path(options.output)
+    record = _record_path(output)
+    if record == output:
+        raise ValueError(
+            f"{output} is where the settings go: expected another ending for the results, such as "
+            f"{output.with_suffix('.csv')}"
+        )
+    sources = [Path(p) for p in (*options.structures, options.fillings) if p is not None]
+    for path in (output, record):
+        if path.exists() and any(path.samefile(source) for source in sources):
+            raise ValueError(
+                f"{path} is one of the files to read, and results would replace it: choose another "
+                "name with -o"
+            )
+        require_writable(path)
+    if any(source.is_dir() and source.samefile(output.parent) for source in sources):
+        raise ValueError(
+            f"{output} is in a folder of structures, where the next run would read it as one: "
+            "choose another place with -o"
+        )
+
+
+def _record_path(output: Path) -> Path:
+    return output.with_suffix(".json")
+
+
 def _write_csv(
     path: Path, named: Sequence[tuple[str, Structure]], results: Sequence[Properties]
 ) -> None:
@@ -287,7 +314,7 @@ def _write_record(options: argparse.Namespace, oracle: CachedOracle, count: int)
         "python": platform.python_version(),
         "versions": {p: version(p) for p in ("crystal-gym", "ase", "numpy", "pymatgen")},
     }
-    path = Path(options.output).with_suffix(".json")
+    path = _record_path(Path(options.output))
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return path
