@@ -179,7 +179,7 @@ def _site_images(
     box = np.linalg.norm(lattice, axis=1)
     tree = cKDTree(_wrapped(frac_coords) * box, boxsize=box)
     nearest = tree.query(_wrapped(moved).reshape(-1, 3) * box)[1]
-    images = nearest.reshape(len(moved), n_sites).astype(np.int16)  # thousands of rows in supercells
+    images = nearest.reshape(len(moved), n_sites).astype(np.int16)
     return images[(np.sort(images, axis=1) == np.arange(n_sites)).all(axis=1)]
 
 

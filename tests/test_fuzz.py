@@ -168,7 +168,7 @@ def test_the_fuzzer_fails_where_the_code_does(tmp_path):
         import crystal_gym.structures as structures
         def broken(text):
             raise KeyError("what no one expected") if "_cell" in text else ValueError("no cell")
-        structures.parse_cif = broken
+        structures._parse_cifs = broken
         structures._UNREADABLE = (ValueError,)
         from fuzz.engine import main
         sys.exit(main("hypothesis", "cif", 5))

@@ -316,7 +316,7 @@ CUBE = "data_x\n" + "".join(
     ("text", "expected"),
     [
         (f"{CUBE}{ATOMS}\n{sites(1_000_000)}", "holds more than 1,000,000 bytes"),
-        (f"{CUBE}{ATOMS}\n{sites(20_000)}", "20,000 positions .*expected at most 4,000"),
+        (f"{CUBE}{ATOMS}\n{sites(20_000)}", "20,000 positions .*expected at most 2,500"),
         (f"{CUBE}_symmetry_space_group_name_H-M 'F m -3 m'\n{ATOMS}\n{sites(100)}", "positions"),
         (
             f"{CUBE}loop_\n_symmetry_equiv_pos_as_xyz\n{999 * OPERATION}{ATOMS}\nNa a 0 0 0",
@@ -431,6 +431,31 @@ def test_a_broken_row_is_named_by_its_number_and_the_others_are_kept(tmp_path, b
 def test_a_cif_without_atoms_is_a_value_error():
     with pytest.raises(ValueError, match="the CIF cannot be read"):
         parse_cif("data_x\n")
+
+
+def test_every_structure_of_a_cif_is_read(tmp_path):
+    blocks = ["data_global\n_journal_year 2024\n", SALT_CIF, cif_text(wurtzite())]
+    (tmp_path / "two.cif").write_text("\n".join(blocks))
+    found = [(n, s.composition.reduced_formula) for n, s in read_structures(tmp_path / "two.cif")]
+    assert found == [("two-0", "NaCl"), ("two-1", "ZnS")]
+    with pytest.raises(ValueError, match="the CIF holds 2 structures: expected one"):
+        parse_cif("\n".join(blocks))
+
+
+@pytest.mark.parametrize(
+    ("second", "reason"),
+    [
+        (SALT_CIF, "two blocks have one name"),
+        (cif_text(wurtzite()).replace("_cell_length_a", "_cell_length_x"), "reshape"),
+    ],
+    ids=["one name", "no length"],
+)
+def test_no_structure_of_a_cif_is_left_out_in_silence(tmp_path, second, reason):
+    (tmp_path / "two.cif").write_text(SALT_CIF + "\n" + second)
+    with pytest.raises(
+        ValueError, match=f"of the 2 structures in the CIF only 1 can be read .*{reason}"
+    ):
+        load_skeletons(tmp_path / "two.cif")
 
 
 def test_a_cell_of_too_many_sites_is_refused():
