@@ -92,19 +92,36 @@ def test_a_second_run_replaces_what_the_first_wrote(here, capsys):
     write_inputs(here)
     words = ["POSCAR", "--target-gap", "2", "4", "-o", "out"]
     designed(here / "out", capsys, *words, "-n", "9")
-    (here / "out" / "mine.cif").write_text("mine")
+    (here / "out" / "001-mine.cif").write_text("mine")
     results, _ = designed(here / "out", capsys, *words, "-n", "3")
     names = sorted(p.name for p in (here / "out").glob("*.cif"))
-    assert names == sorted([*(c["cif"] for c in results["candidates"]), "mine.cif"])
+    assert names == sorted([*(c["cif"] for c in results["candidates"]), "001-mine.cif"])
     assert results["goal"] == "2 to 4 eV"
     again, _ = designed(here / "out", capsys, *words, "-n", "3")
     assert again["candidates"] == results["candidates"]
 
 
+def test_each_target_has_a_folder_of_its_own(here, capsys):
+    write_inputs(here)
+    for gap in (["3"], ["1.12"], ["2", "4"]):
+        assert main(["design", "POSCAR", "--target-gap", *gap, "-n", "2"]) == 0
+    folders = sorted(p.name for p in here.glob("design-*"))
+    assert folders == ["design-POSCAR-1.12eV", "design-POSCAR-2-4eV", "design-POSCAR-3eV"]
+
+
+@pytest.mark.parametrize("text", ['{"mine": 1}', "[1]", "not json"])
+def test_another_design_json_is_not_replaced(here, capsys, text):
+    write_inputs(here)
+    (here / "design.json").write_text(text)
+    assert main(["design", "POSCAR", "--target-gap", "3", "-n", "2", "-o", "."]) == 1
+    assert "is no record of a design, and would be replaced" in capsys.readouterr().err
+    assert (here / "design.json").read_text() == text
+
+
 def test_everything_is_in_the_record(here, capsys):
     write_inputs(here)
     results, _ = designed(
-        here / "design-rocksalt",
+        here / "design-rocksalt-5eV",
         capsys,
         "rocksalt.extxyz",
         "--target-gap",
@@ -121,7 +138,7 @@ def test_everything_is_in_the_record(here, capsys):
     assert results["policy"] == "bundled"
     assert {"crystal-gym", "torch", "pymatgen", "python"} <= set(results["versions"])
     np.testing.assert_allclose(results["source"]["lattice"], rocksalt().lattice.matrix)
-    text = (here / "design-rocksalt" / "design.json").read_text("utf-8")
+    text = (here / "design-rocksalt-5eV" / "design.json").read_text("utf-8")
     assert str(here) not in text
 
 

@@ -608,7 +608,7 @@ def _add_design(commands: Any) -> None:
         "--output",
         folder=True,
         metavar="DIR",
-        help="folder (design-NAME in this one)",
+        help="folder (design-NAME-3eV in this one, for a target of 3 eV)",
     )
     _add_dry_run(command)
     choice = command.add_argument_group("which elements go where")

@@ -29,8 +29,9 @@ def design_compounds(options: argparse.Namespace) -> str:
     begun = time.monotonic()
     settings = _settings(options)
     problem = _problem(options.structure)
-    folder = _folder(options, problem)
+    folder = _folder(options, problem, settings)
     folder.mkdir(parents=True, exist_ok=True)
+    replaced = _written_before(folder)
     from crystal_gym.agents import load_policy
     from crystal_gym.oracles.surrogate import SurrogateOracle
 
@@ -48,7 +49,7 @@ def design_compounds(options: argparse.Namespace) -> str:
         candidates = _relaxed(problem, candidates, options)
     if options.verify is not None:
         candidates, dft = _verified(problem, candidates, options)
-    cifs = _write_cifs(problem, candidates, folder)
+    cifs = [f"{rank:03d}-{c.formula}.cif" for rank, c in enumerate(candidates, start=1)]
     results = {
         "kind": "design",
         "source": _source(problem, surrogate),
@@ -70,6 +71,9 @@ def design_compounds(options: argparse.Namespace) -> str:
     }
     with atomic_path(folder / "design.json") as path:
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    for old in replaced:
+        old.unlink()
+    _write_cifs(problem, candidates, [folder / name for name in cifs])
     page = write_report(folder)
     return (
         f"{_text_table(results['candidates'])}\n\n"  # type: ignore[arg-type]
@@ -84,7 +88,7 @@ def planned(options: argparse.Namespace) -> str:
     """Say what a design would do; nothing is written and no candidate made."""
     settings = _settings(options)
     problem = _problem(options.structure)
-    folder = _folder(options, problem)
+    folder = _folder(options, problem, settings)
     sites = problem.skeleton.n_sites
     text = (
         f"{settings.count} candidates for {_goal(settings)} on the {sites} sites of {problem.name} "
@@ -111,8 +115,9 @@ def write_report(folder: Path) -> Path:
     return folder / "report.html"
 
 
-def _folder(options: argparse.Namespace, problem: DesignProblem) -> Path:
-    return options.output or Path(f"design-{safe_name(problem.name, 'structure')}")
+def _folder(options: argparse.Namespace, problem: DesignProblem, settings: DesignSettings) -> Path:
+    goal = "-".join(f"{gap:g}" for gap in dict.fromkeys(settings.target_gap))
+    return options.output or Path(f"design-{safe_name(problem.name, 'structure')}-{goal}eV")
 
 
 def _settings(options: argparse.Namespace) -> DesignSettings:
@@ -205,21 +210,33 @@ def _verified(
     return out + candidates[len(top) :], repr(oracle.oracle)
 
 
-def _write_cifs(problem: DesignProblem, candidates: list[Candidate], folder: Path) -> list[str]:
-    """Write every candidate, after removing those of an earlier run."""
+def _written_before(folder: Path) -> list[Path]:
+    """Return the CIF files that an earlier design in this folder wrote, by its own record."""
+    try:
+        names = [candidate["cif"] for candidate in read_json(folder / "design.json")["candidates"]]
+    except FileNotFoundError:
+        return []
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder / 'design.json'} is no record of a design, and would be replaced: choose "
+            "another folder with -o"
+        ) from error
+    ours = {*names, *(_relaxed_name(name) for name in names)}
+    return [path for path in folder.glob("*.cif") if path.name in ours]
+
+
+def _relaxed_name(name: str) -> str:
+    return name.removesuffix(".cif") + "-relaxed.cif"
+
+
+def _write_cifs(problem: DesignProblem, candidates: list[Candidate], paths: list[Path]) -> None:
     from pymatgen.core import Structure
 
-    for old in folder.glob("[0-9][0-9][0-9]-*.cif"):
-        old.unlink()
-    names = []
-    for rank, candidate in enumerate(candidates, start=1):
-        name = f"{rank:03d}-{candidate.formula}.cif"
-        problem.structure(candidate.tokens).to(filename=str(folder / name))
+    for candidate, path in zip(candidates, paths, strict=True):
+        problem.structure(candidate.tokens).to(filename=str(path))
         if candidate.relaxed:
             after = Structure.from_dict(candidate.relaxed["structure"])
-            after.to(filename=str(folder / name.replace(".cif", "-relaxed.cif")))
-        names.append(name)
-    return names
+            after.to(filename=str(path.with_name(_relaxed_name(path.name))))
 
 
 def _source(problem: DesignProblem, surrogate: Any) -> dict[str, Any]:
