@@ -239,13 +239,15 @@ def _voronoi_facets(coords: FloatArray, n_centers: int) -> _Facets | None:
 
     Returns:
         The bounded facets of these polyhedra, or None if qhull finds no diagram (too few points,
-        or all in a plane).
+        or all in a plane up to rounding).
     """
     try:
         diagram = Voronoi(coords)
     except QhullError:
         return None
     ends = np.asarray(diagram.ridge_points, dtype=np.int64).reshape(-1, 2)
+    if ends.max(initial=0) >= len(coords):  # the point at infinity, which qhull adds to flat sets
+        return None
     ridges = np.nonzero((ends < n_centers).any(axis=1))[0]
     ends = ends[ridges]
     polygons = [diagram.ridge_vertices[ridge] for ridge in ridges]

@@ -44,6 +44,9 @@ MAX_SITES = 500
 _FARTHEST = 1e6
 """Å, or cells. Products of larger numbers run over, and no crystal needs them."""
 
+_LONGEST_VECTOR = 1_000
+"""Å, of a reduced cell. spglib takes seconds where the tolerance is lost in rounding."""
+
 _MOST_IMAGES = 200_000
 """Sites in a sphere as wide as the longest vector, which reduction and bonds look at. MP-20's most
 have 16,000, ten in a slab of 3 x 3 x 200 Å 125,000."""
@@ -136,6 +139,12 @@ def cell_from_structure(structure: Any, name: str | None = None) -> Cell:
     # What follows bounds the time of Niggli reduction and of bonds.
     short = structure.lattice.get_lll_reduced_lattice().matrix
     _require_apart(label, float(np.linalg.norm(short, axis=1).min()))
+    longest = float(np.linalg.norm(short, axis=1).max())
+    if longest > _LONGEST_VECTOR:
+        raise ValueError(
+            f"{label} has a cell {longest:,.0f} Å long: expected at most {_LONGEST_VECTOR:,} Å; "
+            "check the unit of its lattice vectors"
+        )
     if len(structure) * _cells_within_reach(short) > _MOST_IMAGES:
         raise ValueError(
             f"{label} has a cell with a vector of {np.linalg.norm(matrix, axis=1).max():,.0f} Å, "

@@ -358,7 +358,12 @@ HEAD = "x\n1.0\n4 0 0\n0 4 0\n0 0 4\n"
             "finite|read|of 1e",
         ),
         ("POSCAR", HEAD.replace("0 4 0", "4 0 0") + "Na\n1\ndirect\n0 0 0\n", "volume"),
-        ("POSCAR", HEAD.replace("4 0 0", "9999 0 0") + "Na\n1\ndirect\n0 0 0\n", "too long for"),
+        ("POSCAR", HEAD.replace("4 0 0", "999 0 0") + "Na\n1\ndirect\n0 0 0\n", "too long for"),
+        (
+            "POSCAR",
+            HEAD.replace("4 0 0", "9999 0 0") + "Na\n1\ndirect\n0 0 0\n",
+            "9,999 Å long: .* unit",
+        ),
         ("a.xyz", "1000000000\nx\nNa 0 0 0\n", "frame 0 has 1,000,000,000 sites"),
         ("a.xyz", "1\nProperties=species:S:1:pos:R:99999999\nNa 0 0 0\n", "number of columns"),
         ("a.xyz", '1\nLattice="4 0 0 0 4 0 0 0 nan"\nNa 0 0 0\n', "finite|read|of 1e"),
