@@ -468,7 +468,10 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def require_writable(path: Path | str) -> None:
-    """Fail now where :func:`atomic_path` would fail after hours of work; ``path`` stays as it is.
+    """Fail now where :func:`atomic_path` would fail after hours of work.
+
+    Args:
+        path: Of a file to be written later; one that is there stays as it is.
 
     Raises:
         OSError: If no file can be written there.
