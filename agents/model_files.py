@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crystal_gym.files import atomic_path, require_plain_zip, sha256_of
+from crystal_gym.files import DAMAGED_TENSORS, atomic_path, require_plain_zip, sha256_of
 
 __all__ = [
     "CONFIG",
@@ -69,7 +69,7 @@ def load_tensors(path: Path, device: str = "cpu") -> Any:
     Raises:
         pickle.UnpicklingError: If it holds anything else, which could run code.
         ValueError: If it is no zip archive, or expands to more than 8 GB.
-        EOFError, KeyError, OSError, RuntimeError: If it is damaged.
+        Exception: Any of ``DAMAGED_TENSORS`` (:mod:`crystal_gym.files`) if it is damaged.
     """
     require_plain_zip(path, _MOST_BYTES)
     return torch.load(path, map_location=device, weights_only=True)
@@ -134,7 +134,7 @@ def read_weights(path: Path, written_by: str = "save_policy()") -> dict[str, Ten
             f"{path} holds something else than tensors, which could run code, and was not read: "
             f"expected weights written by {written_by}; get the file from its author again"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except DAMAGED_TENSORS as error:
         raise ValueError(
             f"{path} is damaged or cut short ({one_line(error)}): expected weights written by "
             f"{written_by}; copy or save them again"

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import math
 import os
-import pickle
 import platform
 import shutil
 import signal
@@ -29,7 +28,7 @@ from tqdm import tqdm
 from crystal_gym.agents.model_files import load_tensors
 from crystal_gym.agents.processes import ALONE, Processes, joined_processes
 from crystal_gym.agents.transformer import SiteTransformer
-from crystal_gym.files import atomic_path, first_line, read_json
+from crystal_gym.files import DAMAGED_TENSORS, atomic_path, first_line, read_json
 from crystal_gym.interrupts import noted_interrupts
 from crystal_gym.suggestions import did_you_mean
 
@@ -50,8 +49,6 @@ __all__ = [
 _Config = TypeVar("_Config")
 
 _LOG_EVERY = 50
-
-_UNREADABLE = (RuntimeError, KeyError, EOFError, ValueError, OSError, pickle.UnpicklingError)
 
 
 def settings_from_dict(kind: type[_Config], values: Mapping[str, Any]) -> _Config:
@@ -195,7 +192,7 @@ def load_checkpoint(folder: Path, kept: str, device: str) -> Iterator[Mapping[st
         return
     try:
         yield load_tensors(path, device)
-    except _UNREADABLE as error:
+    except DAMAGED_TENSORS as error:
         raise ValueError(
             f"{path} is damaged or from another version ({type(error).__name__}): expected a "
             f"checkpoint of this run; move it away to start again, {kept} is not touched"

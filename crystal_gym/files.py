@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+import pickle  # its error alone: nothing here loads one
 import re
 import stat
 import struct
@@ -38,6 +39,7 @@ except ImportError:  # Windows: what a killed process leaves stays
 __all__ = [
     "DAMAGED_GZIP",
     "DAMAGED_NPZ",
+    "DAMAGED_TENSORS",
     "Bounded",
     "Pieces",
     "atomic_path",
@@ -72,6 +74,23 @@ DAMAGED_NPZ = (
     zlib.error,
 )
 """What reading a truncated or altered ``.npz`` file raises."""
+
+DAMAGED_TENSORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,  # a length that is none
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+)
+"""What ``torch.load(weights_only=True)`` raises on a truncated or altered file: it checks what may
+be called, and trusts that the rest is in order."""
 
 _MOST_MEMBERS = 10_000
 _MOST_ARRAY_BYTES = 2_000_000_000

@@ -10,7 +10,6 @@ crystal at terminal steps, ``bandgaps`` one gap (eV) for every episode.
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from crystal_gym.elements import symbol_to_token
 from crystal_gym.extras import require_extra
-from crystal_gym.files import open_file
+from crystal_gym.files import DAMAGED_TENSORS, open_file
 
 __all__ = ["RELEASE_ELEMENTS", "ReleasedEpisode", "read_released_trajectories"]
 
@@ -82,15 +81,7 @@ def read_released_trajectories(path: Path | str) -> list[ReleasedEpisode]:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        LookupError,
-        OSError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except DAMAGED_TENSORS as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
             f"{path} is refused ({reason}): expected a torch file of plain "
