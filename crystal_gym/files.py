@@ -19,6 +19,7 @@ import re
 import stat
 import struct
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -63,13 +64,15 @@ DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 """What reading a truncated or altered ``.gz`` file raises."""
 
 DAMAGED_NPZ = (
-    KeyError,
     EOFError,
+    LookupError,
     NotImplementedError,  # a compression that zipfile does not know
     OSError,
     RuntimeError,  # a password
+    SyntaxError,  # numpy reads an array's type as Python literals
     TypeError,  # an array where one number should be
     ValueError,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -241,6 +244,11 @@ def read_json(path: Path | str, at_most: int = _MOST_JSON) -> Any:
         return json.loads(read_text(path, at_most))
     except RecursionError as error:
         raise ValueError(f"{path} is nested too deeply: expected plain JSON") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is damaged or no JSON ({error}): expected the file as it was written; copy or "
+            "make it again"
+        ) from error
 
 
 def require_plain_zip(path: Path | str, at_most: int = _MOST_ARRAY_BYTES) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,13 +249,13 @@ def _changed_json(dice: Dice, text: str) -> str:
 
 
 def _changed_npz(dice: Dice, path: Path) -> None:
-    """Rewrite an ``.npz`` with one array of other numbers, another shape, another type, or gone."""
+    """Rewrite an ``.npz`` with an array of other numbers, another shape or type, damaged, gone."""
     import numpy as np
 
     with np.load(path) as file:
         arrays = dict(file)
     name = dice.pick(sorted(arrays))
-    array, how = arrays[name], dice.byte() % 6
+    array, how = arrays[name], dice.byte() % 7
     if how == 0:
         del arrays[name]
     elif how == 1 and array.size:
@@ -268,10 +269,17 @@ def _changed_npz(dice: Dice, path: Path) -> None:
         arrays[name] = array.astype(dice.pick(["U8", "f8", "i1", "u8", "c16", "bool", "S4"]))
     elif how == 4:
         arrays[name] = array[..., None]
-    else:
+    elif how == 5:
         arrays[name] = np.array(dice.pick([0, 1, -1, 10**9, "x"]))
     with open(path, "wb") as out:
         np.savez(out, **arrays)
+    if how == 6:  # with its checksum: no other error comes first
+        with zipfile.ZipFile(path) as archive:
+            members = {member: archive.read(member) for member in archive.namelist()}
+        members[f"{name}.npy"] = dice.damaged(members[f"{name}.npy"])
+        with zipfile.ZipFile(path, "w") as archive:
+            for member, content in members.items():
+                archive.writestr(member, content)
 
 
 def _changed_hdf5(dice: Dice, path: Path) -> None:

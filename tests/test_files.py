@@ -253,6 +253,13 @@ def test_text_is_read_up_to_its_limit(tmp_path):
         read_text(tmp_path / "a", 9)
 
 
+@pytest.mark.parametrize("content", [b"\xff{}", b'{"a": 1', b"", b"{'a': 1}"])
+def test_damaged_json_is_named(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.json is damaged or no JSON \(.*\): expected"):
+        read_json(tmp_path / "a.json")
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, "{", "\xff", "NaNN", "1" * 10_000, ""])
 def test_what_is_no_json_is_refused(tmp_path, text):
     (tmp_path / "a.json").write_bytes(text.encode("latin-1"))

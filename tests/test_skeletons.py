@@ -1,5 +1,7 @@
 """`crystal_gym.skeletons` and `crystal_gym.sets`: sets, files, names, paths."""
 
+import zipfile
+
 import numpy as np
 import pytest
 from made_crystals import NAMES, STRUCTURES, cif_text, edge_set, rocksalt, tokens_of
@@ -127,6 +129,22 @@ def test_a_damaged_set_is_refused_by_name(made_set, tmp_path, damage):
             "flipped": bytes(content),
         }[damage]
     )
+    with pytest.raises(ValueError, match=r"set\.npz is not a readable skeleton set"):
+        SkeletonSet.load(path)
+
+
+@pytest.mark.parametrize(("old", "new"), [(b"'<i", b"',8"), (b"}", b"("), (b"(", b"\\")])
+def test_a_damaged_type_is_refused_by_name(made_set, tmp_path, old, new):
+    """NumPy reads what an array is as Python text, and its checksum may fit."""
+    path = tmp_path / "set.npz"
+    made_set.save(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    damaged = members["edge_index.npy"].replace(old, new, 1)
+    assert damaged != members["edge_index.npy"]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in {**members, "edge_index.npy": damaged}.items():
+            archive.writestr(name, content)
     with pytest.raises(ValueError, match=r"set\.npz is not a readable skeleton set"):
         SkeletonSet.load(path)
 
