@@ -1,6 +1,7 @@
 """What the tests of the live oracle share: cells, made-up files, stub programs, inputs."""
 
 import os
+import re
 import stat
 import sys
 import textwrap
@@ -107,7 +108,8 @@ def processes_in(folder):
 def shared_memory_of(pids):
     """Return the files in /dev/shm that belong to some processes, by the numbers in their names."""
     files = os.listdir("/dev/shm") if Path("/dev/shm").is_dir() else []
-    return [f for f in files if any(str(pid) in f for pid in pids)]
+    # Whole numbers: a server of another test may have drawn one that holds a process's.
+    return [f for f in files if any(re.search(rf"(?<!\d){pid}(?!\d)", f) for pid in pids)]
 
 
 # -- a session by hand -----------------------------------------------------------------------------
