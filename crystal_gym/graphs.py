@@ -146,10 +146,8 @@ def symmetry_permutations(
     _, turns = np.unique(rotations, axis=0, return_index=True)
     by_pure = _site_images(lattice, frac_coords, rotations[pure], translations[pure])
     by_turn = _site_images(lattice, frac_coords, rotations[turns], translations[turns])
-    rows = np.unique(by_pure[:, by_turn].reshape(-1, n_sites), axis=0)
-    identity = np.all(rows == np.arange(n_sites), axis=1)
-    ordered = np.concatenate([rows[identity], rows[~identity]])
-    return ordered, int(dataset.number)
+    # In lexicographic order, which begins with the identity.
+    return np.unique(by_pure[:, by_turn].reshape(-1, n_sites), axis=0), int(dataset.number)
 
 
 def _site_images(
@@ -177,16 +175,10 @@ def _site_images(
     # The tree is periodic in a right-angled box only. That leaves the lengths of the axes and skews
     # the angles of a reduced cell: sites that coincide within the tolerance stay the nearest.
     box = np.linalg.norm(lattice, axis=1)
-    tree = cKDTree(_wrapped(frac_coords) * box, boxsize=box)
-    nearest = tree.query(_wrapped(moved).reshape(-1, 3) * box)[1]
+    inside = frac_coords % 1.0 % 1.0  # the first may round up to 1, which the tree refuses
+    nearest = cKDTree(inside * box, boxsize=box).query(moved.reshape(-1, 3) * box)[1]
     images = nearest.reshape(len(moved), n_sites).astype(np.int16)
     return images[(np.sort(images, axis=1) == np.arange(n_sites)).all(axis=1)]
-
-
-def _wrapped(frac_coords: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return coordinates in [0, 1), where ``%`` rounds some up to 1."""
-    wrapped = frac_coords % 1.0
-    return np.where(wrapped < 1.0, wrapped, 0.0)
 
 
 def analyse_geometry(lattice: NDArray[np.float64], frac_coords: NDArray[np.float64]) -> Geometry:
