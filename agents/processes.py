@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,6 +105,9 @@ def joined_processes(device: str) -> Iterator[tuple[Processes, str]]:
     try:
         yield Processes(dist.get_rank(), dist.get_world_size()), device
     finally:
+        # Freeing the group waits for gloo's threads and holds Python's lock; a thread that is still
+        # freeing a tensor waits for that: seen once, a process that never ended. Let them finish.
+        time.sleep(0.2)
         dist.destroy_process_group()
 
 
